@@ -26,8 +26,18 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-_SECRET_NAME = re.compile(r"(^|_)(token|key|password|passwd|secret|credential)$", re.I)
-_SECRET_VALUE = re.compile(r"^(hf_|sk-|ghp_|github_pat_|AKIA)[\w-]{12,}$")
+_SECRET_NAME = re.compile(r"(^|[_-])(token|key)$|api_?key|passw(or)?d|passphrase|secret|credential", re.I)
+_SECRET_VALUE = re.compile(r"(?<!\w)(hf_|sk-|ghp_|github_pat_|AKIA)(?=[\w-]*\d)[\w-]{12,}")
+_LEFT_BY_READERS = ("cache-*.arrow", "*.lock")  # datasets puts these into a folder that it only reads
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML whose numbers are those of Python and JSON: YAML 1.1 reads 2e-4 as a string, for want of a point."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class ParameterError(ValueError):
@@ -177,6 +187,16 @@ def local_model_files(model: str) -> list[Path]:
     return [ROOT / model] if (ROOT / model).is_dir() or model.startswith(("data/", "reports/", "./", "/")) else []
 
 
+def made_by(path: Path) -> str:
+    """Stem of the notebook that writes `path`, an input of another; empty for what no notebook makes."""
+    if path.is_relative_to(ROOT / EMBEDDED_MODEL):
+        return BuildEmbeddedModel.stem
+    if path.is_relative_to(ROOT / "data" / "processed"):
+        return PrepareData.stem
+    run_name = path.relative_to(ROOT / "reports").parts[1:2] if path.is_relative_to(ROOT / "reports") else ()
+    return next((stem for stem in BY_STEM if run_name and run_name[0].startswith(stem)), "")
+
+
 def parameters_cell(notebook: Path) -> dict[str, Any]:
     """Names and default values of the notebook's cell tagged `parameters`, in order.
 
@@ -185,16 +205,24 @@ def parameters_cell(notebook: Path) -> dict[str, Any]:
     ParameterError
         If there is no such cell, or a value in it is not a literal.
     """
-    cells = nbformat.read(notebook, as_version=4).cells
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{notebook}: not a notebook: {_one_line(error)}") from None
     tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook.name}: {len(tagged)} cells are tagged `parameters`, exactly one is needed")
     values: dict[str, Any] = {}
-    for node in ast.parse(tagged[0]).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+    try:
+        statements = ast.parse(tagged[0]).body
+    except SyntaxError as error:
+        raise ParameterError(f"{notebook.name}, parameters cell, line {error.lineno}: {error.msg}") from None
+    for node in statements:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         try:
+            (target,) = targets
             values[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError):
+        except (AttributeError, TypeError, ValueError):
             where = f"{notebook.name}, parameters cell, line {node.lineno}"
             raise ParameterError(f"{where}: only `name: type = literal` is allowed, not `{ast.unparse(node)}`") from None
     return values
@@ -204,15 +232,27 @@ def parameters_class(notebook: Path) -> type[BaseModel]:
     """The class that checks this notebook's parameters; for a notebook of the user's own, one made from its defaults."""
     if known := BY_STEM.get(notebook.stem):
         return known
-    fields = {name: (type(value), value) for name, value in parameters_cell(notebook).items()}
+    fields = {name: (Any if value is None else type(value), value) for name, value in parameters_cell(notebook).items()}
     return create_model(notebook.stem, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _holds_secret(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_SECRET_NAME.search(str(key)) or _holds_secret(item) for key, item in value.items())
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_secret, value))
+    return isinstance(value, str) and bool(_SECRET_VALUE.search(value))
 
 
 def validate(cls: type[BaseModel], values: Mapping[str, Any]) -> Any:
     """An instance of `cls`, or a ParameterError that names each parameter, its value, and what is allowed."""
     problems = []
     for name, value in values.items():
-        if _SECRET_NAME.search(name) or (isinstance(value, str) and _SECRET_VALUE.match(value)):
+        if _SECRET_NAME.search(name) or _holds_secret(value):
             problems.append(
                 f"{name}: looks like a secret, and a report stores its parameters. Set it in the environment "
                 "instead (for Hugging Face: HF_TOKEN)"
@@ -237,6 +277,22 @@ def validate(cls: type[BaseModel], values: Mapping[str, Any]) -> Any:
         raise ParameterError("\n".join(lines)) from None
 
 
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that a YAML text holds. An error names the place but quotes nothing: a secret may stand there."""
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ParameterError(f"{where}: not valid YAML{place}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+
+
+def _named(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value or {}, dict) or not all(isinstance(key, str) for key in value or {}):
+        raise ParameterError(f"{where}: expected `name: value` lines")
+    return value or {}
+
+
 def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     """Parameters for notebook `stem` from a YAML file.
 
@@ -244,26 +300,24 @@ def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     knows, and one per notebook stem, of which it takes everything.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = _named(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ParameterError(f"{path}: no such file; in that folder: {known}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ParameterError(f"{path}: expected `name: value` lines, found {type(content).__name__}")
-    sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | {"shared"}
-    if not any(isinstance(value, dict) for value in content.values()):
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: not readable: {_one_line(error)}") from None
+    sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | set(BY_STEM) | {"shared", stem}
+    if not any(isinstance(value, dict) for value in content.values()) and sections.isdisjoint(content):
         return content
     if unknown := [key for key in content if key not in sections]:
-        near = difflib.get_close_matches(str(unknown[0]), sections, n=1)
+        near = difflib.get_close_matches(unknown[0], sections, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(sections))}"
         raise ParameterError(f"{path}: unknown section '{unknown[0]}'{hint}")
     known = {s: cls.model_fields for s, cls in BY_STEM.items()}
-    shared = content.get("shared") or {}
+    shared = _named(content.get("shared"), f"{path}: shared")
     if lost := [name for name in shared if not any(name in fields for fields in known.values())]:
         raise ParameterError(f"{path}: shared parameter '{lost[0]}' is known to no notebook")
-    return {k: v for k, v in shared.items() if k in known.get(stem, {})} | (content.get(stem) or {})
+    return {k: v for k, v in shared.items() if k in known.get(stem, {})} | _named(content.get(stem), f"{path}: {stem}")
 
 
 def digest(path: Path) -> str:
@@ -272,6 +326,8 @@ def digest(path: Path) -> str:
         return "absent"
     total = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if path.is_dir() and any(file.match(pattern) for pattern in _LEFT_BY_READERS):
+            continue
         total.update(str(file.relative_to(path)).encode() if path.is_dir() else b"")
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())

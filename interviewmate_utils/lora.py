@@ -196,3 +196,8 @@ def save_adapter(model: "PeftModel", folder: Path) -> None:
     model.save_pretrained(str(draft))
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a run whose adapter is kept: they serve interrupted runs alone."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -72,6 +72,9 @@ def locate(model: str) -> tuple[str, dict[str, str]]:
 
 
 def _load(loader: Callable, model: str, **options: Any) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its lines would stand in every report
     name, revision = locate(model)
     try:
         return loader(name, **revision, **options)

@@ -5,6 +5,8 @@ many times, so dropout, a large weight decay and an averaged model matter more t
 arXiv 2509.14786: "Pre-training under infinite compute").
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -94,8 +96,8 @@ def nats_per_character(model: "FalconForCausalLM", tokenizer: "PreTrainedTokeniz
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     total, characters = 0.0, sum(map(len, documents))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(order), 32):
-            texts = [tokenizer.eos_token + documents[i] for i in order[start : start + 32]]
+        for start in range(0, len(order), 16):
+            texts = [tokenizer.eos_token + documents[i] for i in order[start : start + 16]]
             rows = [ids[:1024] for ids in tokenizer(texts, verbose=False)["input_ids"]]
             width = max(map(len, rows))
             ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
@@ -188,3 +190,69 @@ def pretrain(
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
             losses, started = [], time.perf_counter()
     return curve
+
+
+def save_build(model: "FalconForCausalLM", tokenizer: "PreTrainedTokenizerFast", folder: Path, record: dict) -> None:
+    """Write weights (bf16 safetensors), tokenizer, `training.json`, the model card and SHA256SUMS into `folder`."""
+    import copy
+
+    import torch
+
+    plain = copy.deepcopy(model).to(torch.bfloat16)
+    plain.config.hidden_dropout = 0.0  # a fine-tuning run sets its own, in its adapter
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "README.md").write_text(_model_card(record))
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".md") and p.is_file())
+    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def verify_build(folder: Path) -> list[str]:
+    """Names of files in `folder` that differ from its SHA256SUMS; empty if all agree."""
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    listed = [line.split("  ", 1) for line in lines]
+    return [name for digest, name in listed if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest]
+
+
+def _model_card(record: dict) -> str:
+    sources = "\n".join(
+        f"| {row['package']} | {row['version']} | {row['licence']} | {row['words']:,} |" for row in record["sources"]
+    )
+    held = "; ".join(f"{name} {value:.4f}" for name, value in record["held_out_nats_per_char"].items())
+    recipe = "\n".join(f"- {name}: {value}" for name, value in record["recipe"].items())
+    return f"""---
+license: apache-2.0
+language: en
+library_name: transformers
+---
+# A small Falcon, pretrained on docstrings
+
+{record["parameters"]:,} parameters in Falcon-RW-1B's architecture (ALiBi, fused `query_key_value`, sequential attention, biases), with its
+own byte-level BPE of {record["vocab_size"]:,} tokens. It exists so that every notebook of InterviewMate runs offline on two CPU cores.
+**It shows the method; it is not a coach.** Its sentences are grammatical and shallow, and what they say about machine
+learning is often wrong. Do not use it to advise anybody.
+
+## Text
+
+{record["words"]:,} words of prose from the docstrings of installed packages under permissive licences (MIT, BSD, Apache, PSF, ISC):
+no code, no parameter lists, near-repeats removed (`interviewmate_utils/docstrings.py`). Nothing of the interview corpus.
+The docstrings remain their authors' under the licences below; they are not redistributed here.
+
+## Training
+
+{record["steps"]:,} steps, {record["tokens"]:,} tokens read. The whole curve is in `training.json`.
+
+{recipe}
+
+## Held-out text
+
+Nats per character on packages that were never trained on: {held}.
+
+## Sources
+
+| package | version | licence as declared | words |
+|---|---|---|---|
+{sources}
+"""

@@ -1,18 +1,23 @@
 """Where a report comes from: written into its metadata and shown in it as a box; compared later with what is there now."""
 
 import ast
+import html
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 
 from . import config
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGE = Path(__file__).parent
 VERSIONS = ("torch", "transformers", "peft", "datasets", "evaluate", "papermill")
@@ -25,13 +30,14 @@ def modules_used(notebook: Path) -> list[Path]:
     queue, found = [c.source for c in cells if c.cell_type == "code"], set()
     while queue:
         try:
-            tree = ast.parse(queue.pop())
-        except SyntaxError:  # a cell with a magic
+            tree = ast.parse(re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", queue.pop()))  # magics are not Python
+        except SyntaxError:
             continue
         names: list[str] = []
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                names += [alias.name.removeprefix("interviewmate_utils.") for alias in node.names]
+                ours = [alias.name for alias in node.names if alias.name.startswith("interviewmate_utils.")]
+                names += [name.removeprefix("interviewmate_utils.") for name in ours]
             elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("interviewmate_utils")):
                 module = (node.module or "").removeprefix("interviewmate_utils").strip(".")
                 names += [module] if module else [alias.name for alias in node.names]
@@ -52,7 +58,10 @@ def notebook_digest(notebook: Path) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(config.ROOT), *arguments], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", "-C", str(config.ROOT), *arguments], capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -62,7 +71,7 @@ def _relative(path: Path) -> str:
 
 def collect(notebook: Path, overrides: dict, parameters: Any, inputs: list[Path]) -> dict:
     """What identifies a run before it starts. Paths are relative to the repository."""
-    values = parameters.model_dump()
+    values = parameters.model_dump(mode="json")
     device = values.get("device", "cpu")
     if device == "auto":
         from .models import pick_device
@@ -74,7 +83,8 @@ def collect(notebook: Path, overrides: dict, parameters: Any, inputs: list[Path]
         "notebook_digest": notebook_digest(notebook),
         "package_digest": config.digest_of([config.digest(p) for p in modules_used(notebook)]),
         "parameters": values,
-        "overrides": overrides,
+        "parameters_digest": config.digest_of(values),
+        "overrides": {name: values[name] for name in overrides},
         "inputs": {_relative(p): config.digest(p) for p in inputs},
         "lock_digest": config.digest(LOCK),
         "git_commit": _git("rev-parse", "--short=12", "HEAD") or "none",
@@ -88,12 +98,23 @@ def collect(notebook: Path, overrides: dict, parameters: Any, inputs: list[Path]
     }
 
 
+def overview(parameters: config.Parameters) -> "pd.DataFrame":
+    """Parameters, device and versions of this run, one per row, for the top of a notebook."""
+    import pandas as pd
+
+    values = {name: json.dumps(value) for name, value in parameters.model_dump().items()}
+    values["python"] = sys.version.split()[0]
+    values |= {name: metadata.version(name) for name in VERSIONS}
+    return pd.DataFrame({"value": values})
+
+
 def box(record: dict) -> str:
     """The record as a Markdown table."""
     rows = {
         "Notebook": f"`{record['notebook']}` ({record['notebook_digest']})",
         "Package": record["package_digest"],
-        "Parameters": "<br>".join(f"`{k} = {json.dumps(v)}`" for k, v in record["parameters"].items()),
+        "Parameters": "<br>".join(f"`{k} = {json.dumps(v)}`" for k, v in record["parameters"].items())
+        + f" ({record['parameters_digest']})",
         "Inputs": "<br>".join(f"`{k}` ({v})" for k, v in record["inputs"].items()) or "none",
         "Lock file": record["lock_digest"],
         "Git": record["git_commit"] + (", with uncommitted changes" if record["git_dirty"] else ""),
@@ -101,7 +122,7 @@ def box(record: dict) -> str:
         "Machine": f"{record['machine']}; device {record['device']}",
         "Versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
         "Started": record["started"],
-        "Took": f"{record['duration_s']} s, peak memory {record['peak_memory_gb']} GB" if "duration_s" in record else "unfinished",
+        "Took": f"{record['duration_s']} s, peak memory {record['peak_memory_gb']} GB",
     }
     body = "\n".join(f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items())
     return "**Provenance** of this report\n\n| | |\n|---|---|\n" + body
@@ -118,12 +139,22 @@ def attach(report: nbformat.NotebookNode, record: dict) -> None:
 
 
 def mark_failed(draft: Path, failed: Path, record: dict, reason: str) -> None:
-    """Keep the failed draft as `failed`, with the reason on top."""
-    report = nbformat.read(draft, as_version=4)
-    report.metadata["interviewmate"] = record | {"failed": reason}
-    first = reason.split("\n")[0].replace("<", "&lt;")
-    _insert(report, 0, f"# FAILED: {first}\n\nThis is not a report: the run stopped. Nothing below may be quoted.", "failed")
-    nbformat.write(report, failed)
+    """Keep the draft as `failed`, with the reason on top; where a full disk cannot hold it, the notebook without outputs."""
+    first = html.escape(reason.split("\n")[0], quote=False)
+    text = f"# FAILED: {first}\n\nThis is not a report: the run stopped. Nothing below may be quoted."
+    for source in (draft, config.ROOT / record["notebook"]):
+        try:
+            report = nbformat.read(source, as_version=4)
+            for cell in report.cells if source != draft else ():
+                if cell.cell_type == "code":
+                    cell.outputs, cell.execution_count = [], None
+            report.metadata["interviewmate"] = record | {"failed": reason}
+            _insert(report, 0, text, "failed")
+            draft.unlink(missing_ok=True)  # makes room
+            failed.write_text(nbformat.writes(report), encoding="utf-8")
+            return
+        except (OSError, ValueError):
+            failed.unlink(missing_ok=True)
 
 
 def read(report: Path) -> dict:
@@ -144,9 +175,9 @@ def changes_since(report: Path) -> list[str]:
     if config.digest_of([config.digest(p) for p in modules_used(notebook)]) != record["package_digest"]:
         changes.append("code of interviewmate_utils that it uses changed")
     changes += [
-        f"{name} {'is gone' if (now := config.digest(config.ROOT / name)) == 'absent' else 'changed'}"
+        f"{name} {'is gone' if now == 'absent' else 'changed'}"
         for name, then in record["inputs"].items()
-        if config.digest(config.ROOT / name) != then
+        if (now := config.digest(config.ROOT / name)) != then
     ]
     if config.digest(LOCK) != record["lock_digest"]:
         changes.append("requirements.lock changed")

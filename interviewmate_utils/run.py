@@ -4,7 +4,7 @@
 
 Parameters are checked before a kernel starts. The report replaces its target, atomically, only if every code cell ran
 and none failed; otherwise the last good report stays and `*.failed.ipynb` beside it says why. Exit codes: 0 done,
-1 the notebook failed, 2 the parameters or inputs are wrong, 3 another run holds the target.
+1 the notebook failed, 2 the parameters or inputs are wrong, 3 another run holds the target, 130 interrupted.
 """
 
 import argparse
@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 
 from . import config, provenance, tracking
 from .progress import Progress
-
 
 # Large tensors come and go in every step; without the first two, glibc returns their pages to the system each time
 # (3,400 against 5,800 tokens/s in pretraining on two cores). Other C libraries ignore them.
@@ -35,6 +33,7 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found,ignore:`is_gradient_checkpointing`",
     "PYTHONHASHSEED": "0",
 }
 
@@ -82,12 +81,16 @@ class Kernel:
                     kernel.kill()
                     return
 
+    @property
+    def dead(self) -> bool:
+        return self.timed_out or (bool(self.process) and self.process.poll() is not None)
+
     def death(self) -> str:
         """Why the kernel is gone, in words."""
         if self.timed_out:
             return f"time-out: stopped after {self.timeout_s:.0f} s (raise --timeout to allow more)"
-        code, memory = self.process and self.process.poll(), f"peak memory {self.peak_memory_gb:.1f} GB"
-        if code is not None and code < 0:
+        code, memory = self.process.poll(), f"peak memory {self.peak_memory_gb:.1f} GB"
+        if code < 0:
             name = signal.Signals(-code).name
             guess = "; most likely out of memory" if name == "SIGKILL" else ""
             return f"kernel killed by {name}{guess} ({memory})"
@@ -96,7 +99,8 @@ class Kernel:
     def __exit__(self, *_error: object) -> None:
         self._stop.set()
         if self.process:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):  # the kernel leads a session: this takes what it started, too
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
         self._folder.cleanup()
 
@@ -107,7 +111,7 @@ def collect_parameters(notebook: Path, files: list[Path], pairs: list[tuple[str,
     for path in files:
         overrides |= config.read_parameters(path, notebook.stem)
     for name, text in pairs:
-        overrides[name] = yaml.safe_load(text)
+        overrides[name] = config.parse_yaml(text, f"-p {name}")
     defaults = config.parameters_cell(notebook)
     return overrides, config.validate(config.parameters_class(notebook), defaults | overrides)
 
@@ -117,15 +121,23 @@ def check_inputs(notebook: Path, parameters: Any) -> list[Path]:
     inputs = parameters.inputs() if isinstance(parameters, config.Parameters) else []
     missing = [str(p.relative_to(config.ROOT) if p.is_relative_to(config.ROOT) else p) for p in inputs if not p.exists()]
     if missing:
-        hint = f"run the notebooks before {notebook.stem} with profile '{parameters.profile}' first (`make report` runs all)"
-        raise config.ParameterError(f"missing input: {', '.join(missing)}; {hint}")
+        makers = sorted({maker for p in inputs if not p.exists() and (maker := config.made_by(p))})
+        hint = f"run {', '.join(makers)} with profile '{parameters.profile}' first" if makers else "no notebook makes it"
+        raise config.ParameterError(f"missing input: {', '.join(missing)}; {hint} (`make report` runs all notebooks in order)")
     return inputs
+
+
+def check_output(notebook: Path, output: Path) -> None:
+    """Raise ParameterError for a target that the report could not replace, or that is the notebook itself."""
+    if output.suffix != ".ipynb" or output.is_dir():
+        raise config.ParameterError(f"-o {output}: a report is a file whose name ends in .ipynb")
+    if output.resolve() == notebook.resolve():
+        raise config.ParameterError(f"-o {output}: the report would replace its own notebook")
 
 
 def _execute(notebook: Path, draft: Path, overrides: dict, timeout_s: float, progress: Progress) -> float:
     """Run into `draft`; return the kernel's peak memory in GB. Raises RunError with the reason."""
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     def started(cell: Any, cell_index: int, **_: Any) -> None:
@@ -139,11 +151,8 @@ def _execute(notebook: Path, draft: Path, overrides: dict, timeout_s: float, pro
             )
         except PapermillExecutionError as error:
             raise RunError(f"{error.ename}: {error.evalue} (code cell {error.exec_count})") from None
-        except DeadKernelError:
-            time.sleep(0.3)  # the watcher may still be writing down why
-            raise RunError(kernel.death()) from None
-        except OSError as error:
-            raise RunError(f"{type(error).__name__}: {error}") from None
+        except Exception as error:  # a dead kernel shows in several ways, from its start to its last cell
+            raise RunError(kernel.death() if kernel.dead else f"{type(error).__name__}: {error}") from None
         return kernel.peak_memory_gb
 
 
@@ -189,11 +198,10 @@ def run_notebook(notebook: Path, output: Path, overrides: dict, parameters: Any,
                 nbformat.write(report, draft)
                 draft.replace(output)
             except (RunError, OSError) as error:
-                reason = str(error)
-                with contextlib.suppress(OSError, ValueError):  # a full disk may not hold even the failed copy
-                    provenance.mark_failed(draft, failed, record, reason)
+                provenance.mark_failed(draft, failed, record, str(error))
+                raise RunError(str(error)) from None
+            finally:
                 draft.unlink(missing_ok=True)
-                raise RunError(reason) from None
             failed.unlink(missing_ok=True)
             tracked.finish(record)
     return output
@@ -216,7 +224,9 @@ def target_lock(output: Path):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m interviewmate_utils.run", description="Run one notebook under the contract.")
+    parser = argparse.ArgumentParser(
+        prog="python -m interviewmate_utils.run", description="Run one notebook under the contract."
+    )
     parser.add_argument("notebook", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="executed report (.ipynb)")
     parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="YAML of parameters; later files win")
@@ -227,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         if not options.notebook.is_file():
             known = ", ".join(sorted(p.name for p in config.NOTEBOOKS.glob("*.ipynb")))
             raise config.ParameterError(f"{options.notebook}: no such notebook; there are {known}")
+        check_output(options.notebook, options.output)
         overrides, parameters = collect_parameters(options.notebook, options.file, options.parameter)
         inputs = check_inputs(options.notebook, parameters)
     except config.ParameterError as error:
@@ -237,6 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     except BlockingIOError as error:
         print(f"{options.notebook.name}: nothing was run. {error}; wait for it, or choose another output.", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        print(f"{options.notebook.name}: interrupted; nothing was replaced.", file=sys.stderr)
+        return 130
     except (RunError, OSError) as error:
         failed = options.output.with_name(f"{options.output.stem}.failed.ipynb")
         kept = f"The last good report {options.output} is untouched. " if options.output.exists() else ""

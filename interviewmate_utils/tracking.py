@@ -4,10 +4,13 @@ Tracking never decides whether a notebook succeeded: where the store cannot be w
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
+import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,16 +25,17 @@ class Tracked:
 
     def __init__(self, client: Any = None, run_id: str = "", results: Path | None = None) -> None:
         self.client, self.run_id, self.results, self.finished = client, run_id, results, False
+        self.opened = time.time()
 
     def finish(self, record: dict) -> None:
         self.finished = True
         if not self.client:
             return
-        metrics = {k: record[k] for k in ("duration_s", "peak_memory_gb")}
-        if self.results and self.results.exists():
-            values = json.loads(self.results.read_text()).get("metrics", {})
-            metrics |= {k: v for k, v in values.items() if isinstance(v, int | float)}
         with _never_fatal():
+            metrics = {k: record[k] for k in ("duration_s", "peak_memory_gb")}
+            if self.results and self.results.exists() and self.results.stat().st_mtime >= self.opened:
+                values = json.loads(self.results.read_text()).get("metrics", {})
+                metrics |= {k: v for k, v in values.items() if isinstance(v, int | float)}
             for name, value in metrics.items():
                 self.client.log_metric(self.run_id, name.replace("@", " at "), value)
 
@@ -41,24 +45,41 @@ def _never_fatal() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(f"not tracked in {STORE.name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+        reason = " ".join(str(error).split())[:200]
+        print(f"not tracked in {STORE.name}: {type(error).__name__}: {reason}", file=sys.stderr)
 
 
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def _identity(pid: int) -> str:
+    """A process's number and start time, since numbers are used again; empty if it is gone."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return f"{pid} since {process.create_time():.0f}"
+    return ""
+
+
+@contextlib.contextmanager
+def _opened_store() -> Iterator[Any]:
+    """A client of the store, for one process at a time: two that create or migrate the tables at once break them."""
+    STORE.parent.mkdir(parents=True, exist_ok=True)
+    with STORE.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.closing(sqlite3.connect(STORE, timeout=30)) as probe:
+            probe.execute("BEGIN IMMEDIATE")  # fails at once where the store cannot be written; MLflow retries for 100 s
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # after the import, which sets it to INFO
+        yield MlflowClient(f"sqlite:///{STORE}")
 
 
 def close_abandoned(client: Any, experiment: str) -> list[str]:
     """End as KILLED every run that says RUNNING although the process that opened it is gone; return their ids."""
     closed = []
     for run in client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'"):
-        if not _alive(run.data.tags.get("runner_pid", "")):
+        runner = run.data.tags.get("runner", "")
+        if not runner or _identity(int(runner.split()[0])) != runner:
             client.set_terminated(run.info.run_id, "KILLED")
             closed.append(run.info.run_id)
     return closed
@@ -69,23 +90,19 @@ def tracked(output: Path, parameters: Any, record: dict) -> Iterator[Tracked]:
     """Open the run of one execution and close it as FINISHED, FAILED or KILLED (interrupted)."""
     run = Tracked()
     with _never_fatal():
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        from mlflow.tracking import MlflowClient
-
-        STORE.parent.mkdir(exist_ok=True)
-        client = MlflowClient(f"sqlite:///{STORE}")
         name = record["parameters"].get("profile", "own notebooks")
-        found = client.get_experiment_by_name(name)
-        artifacts = (config.ROOT / "reports" / "mlflow").as_uri()
-        experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
-        close_abandoned(client, experiment)
-        tags = {"runner_pid": str(os.getpid()), "report": str(output), "git_commit": record["git_commit"]}
+        with _opened_store() as client:
+            found = client.get_experiment_by_name(name)
+            artifacts = (STORE.parent / "mlflow").as_uri()
+            experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+            close_abandoned(client, experiment)
+        tags = {"runner": _identity(os.getpid()), "report": str(output), "git_commit": record["git_commit"]}
         tags |= {key: str(record[key]) for key in ("notebook_digest", "package_digest", "lock_digest", "model", "device")}
         run_id = client.create_run(experiment, tags=tags, run_name=f"{name}_{output.stem}").info.run_id
-        for key, value in record["parameters"].items():
-            client.log_param(run_id, key, str(value)[:500])
         results = parameters.output / "results.json" if isinstance(parameters, config.Parameters) else None
         run = Tracked(client, run_id, results)
+        for key, value in record["parameters"].items():
+            client.log_param(run_id, key, str(value)[:500])
     status = "FAILED"
     try:
         yield run

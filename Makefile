@@ -1,0 +1,60 @@
+# InterviewMate. `make` lists the targets.
+PROFILE ?= embedded
+PYTHON ?= python3
+WHEELHOUSE ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+SOURCE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
+export PROFILE Q
+.DEFAULT_GOAL := help
+.PHONY: help setup report test ask lab site publish wheelhouse lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  PROFILE=$(PROFILE), of: $(basename $(notdir $(wildcard notebooks/params/profiles/*.yaml)))"
+
+setup: $(VENV)/.ready
+
+# An interrupted set-up leaves .installing behind and no .ready: a half-installed environment is then made anew, with
+# the downloads that pip kept.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "InterviewMate needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 report"; exit 1; }
+	@echo "Setting up $(VENV) (about two minutes, once) ..."
+	@if [ -e $(VENV)/.installing ] || [ ! -x $(PY) ]; then rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi
+	@touch $(VENV)/.installing
+	@$(PIP) install $(SOURCE) -c requirements.lock -e '.[test]'
+	@rm $(VENV)/.installing && touch $@
+
+report: setup  ## run every notebook that needs it and build the site
+	@$(VENV)/bin/snakemake --cores all --nolock --rerun-incomplete --quiet rules progress host --config profile=$(PROFILE)
+	@echo "Report: $(CURDIR)/reports/$(PROFILE)/site/index.html"
+
+site: setup  ## build the site from the reports as they are, without running any
+	@$(PY) -m interviewmate_utils.site $(PROFILE)
+
+test: setup  ## run all checks, the notebooks on their small defaults included
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(PY) -m pytest
+
+ask: setup  ## answer a question: make ask Q="What is overfitting?"
+	@$(PY) -m interviewmate_utils.interview
+
+lab: setup  ## open JupyterLab
+	@$(VENV)/bin/jupyter lab notebooks
+
+publish: setup  ## copy the report's table and figures to reports/published/ and the README
+	@$(PY) -m interviewmate_utils.publish $(PROFILE)
+
+wheelhouse: setup  ## fill wheelhouse/ for set-ups without a network: WHEELHOUSE=wheelhouse make report
+	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test]' 'setuptools>=77' && rm -f wheelhouse/interviewmate_utils-*.whl
+
+lock:  ## renew requirements.lock from a fresh environment
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet -e '.[test]'
+	@{ echo "# Made by 'make lock': every transitive pin, used as constraints (pip install -c)."; \
+	  build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -Ev '^(nvidia|cuda|triton)'; } > requirements.lock
+
+clean:  ## remove what was built: reports, processed data, caches (not the environment)
+	@find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+	@rm -rf data/processed .snakemake build .pytest_cache .ruff_cache

@@ -1,0 +1,132 @@
+"""The order of the notebooks: one rule each, and nothing else knows it. `make report` calls this."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from interviewmate_utils import provenance
+from interviewmate_utils.config import ROOT
+from interviewmate_utils.run import collect_parameters
+
+PROFILE = config.get("profile", "embedded")
+PROFILE_FILE = f"notebooks/params/profiles/{PROFILE}.yaml"
+OUT = f"reports/{PROFILE}"
+if not Path(PROFILE_FILE).exists():
+    known = ", ".join(sorted(p.stem for p in Path(PROFILE_FILE).parent.glob("*.yaml")))
+    sys.exit(f"There is no profile '{PROFILE}'. Known: {known}. A profile is one file in notebooks/params/profiles/.")
+RUNS = yaml.safe_load(Path(PROFILE_FILE).read_text())["shared"]["runs"]
+RUN_COMMAND = "{PYTHON} -m interviewmate_utils.run {input.notebook} -o {output} {params.files}"
+PYTHON = sys.executable
+
+
+def files(stem, run=None):
+    """The -f and -p options of a notebook: first the run's file, then the profile, which may override it."""
+    options = f"-f notebooks/params/runs/{run.split('_seed')[0]}.yaml " if run else ""
+    options += f"-f {PROFILE_FILE}"
+    return options + (f" -p seed {run.split('_seed')[1]}" if run else "")
+
+
+def resolved(stem, run=None):
+    """All parameters after files and defaults: a change in them, and only in them, makes a rerun."""
+    words = files(stem, run).split()
+    paths = [Path(words[i + 1]) for i, word in enumerate(words) if word == "-f"]
+    pairs = [(words[i + 1], words[i + 2]) for i, word in enumerate(words) if word == "-p"]
+    return collect_parameters(Path(f"notebooks/{stem}.ipynb"), paths, pairs)[1]
+
+
+def made_of(stem, run=None):
+    """What a report depends on besides other reports: package modules, lock file, raw data, tracked weights."""
+    tracked = [p for p in resolved(stem, run).inputs() if p.is_relative_to(ROOT / "data") and "processed" not in p.parts]
+    found = [file for path in tracked for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    found += provenance.modules_used(Path(f"notebooks/{stem}.ipynb"))
+    return [str(p.relative_to(ROOT)) for p in found] + ["requirements.lock"]
+
+
+rule site:
+    input:
+        f"{OUT}/01_prepare_data.ipynb",
+        f"{OUT}/02_build_embedded_model.ipynb",
+        expand(OUT + "/04_train_lora_{run}.ipynb", run=RUNS),
+        f"{OUT}/06_evaluate_models.ipynb",
+        f"{OUT}/13_summarise.ipynb",
+        "interviewmate_utils/site.py",
+    output:
+        f"{OUT}/site/index.html",
+    shell:
+        "{PYTHON} -m interviewmate_utils.site {PROFILE}"
+
+
+rule prepare_data:
+    input:
+        made_of("01_prepare_data"),
+        notebook="notebooks/01_prepare_data.ipynb",
+    params:
+        files=files("01_prepare_data"),
+        values=str(resolved("01_prepare_data")),
+    output:
+        update(f"{OUT}/01_prepare_data.ipynb"),
+    threads: workflow.cores
+    shell:
+        RUN_COMMAND
+
+
+rule build_embedded_model:
+    input:
+        made_of("02_build_embedded_model"),
+        notebook="notebooks/02_build_embedded_model.ipynb",
+    params:
+        files=files("02_build_embedded_model"),
+        values=str(resolved("02_build_embedded_model")),
+    output:
+        update(f"{OUT}/02_build_embedded_model.ipynb"),
+    threads: workflow.cores
+    shell:
+        RUN_COMMAND
+
+
+rule train_lora:
+    input:
+        lambda wildcards: made_of("04_train_lora", wildcards.run),
+        f"{OUT}/01_prepare_data.ipynb",
+        notebook="notebooks/04_train_lora.ipynb",
+    params:
+        files=lambda wildcards: files("04_train_lora", wildcards.run),
+        values=lambda wildcards: str(resolved("04_train_lora", wildcards.run)),
+    output:
+        update(OUT + "/04_train_lora_{run}.ipynb"),
+    threads: workflow.cores
+    shell:
+        RUN_COMMAND
+
+
+rule evaluate_models:
+    input:
+        made_of("06_evaluate_models"),
+        f"{OUT}/01_prepare_data.ipynb",
+        expand(OUT + "/04_train_lora_{run}.ipynb", run=RUNS),
+        notebook="notebooks/06_evaluate_models.ipynb",
+    params:
+        files=files("06_evaluate_models"),
+        values=str(resolved("06_evaluate_models")),
+    output:
+        update(f"{OUT}/06_evaluate_models.ipynb"),
+    threads: workflow.cores
+    shell:
+        RUN_COMMAND
+
+
+rule summarise:
+    input:
+        made_of("13_summarise"),
+        f"{OUT}/02_build_embedded_model.ipynb",
+        f"{OUT}/06_evaluate_models.ipynb",
+        notebook="notebooks/13_summarise.ipynb",
+    params:
+        files=files("13_summarise"),
+        values=str(resolved("13_summarise")),
+    output:
+        update(f"{OUT}/13_summarise.ipynb"),
+    threads: workflow.cores
+    shell:
+        RUN_COMMAND

@@ -1,0 +1,61 @@
+"""Copy a profile's comparison into `reports/published/` and into the README: `make publish`.
+
+The README shows no number that was typed: its table is `reports/published/<profile>.md`, and a test holds the two together.
+"""
+
+import json
+import re
+import shutil
+import sys
+
+from . import config, provenance, results
+
+PUBLISHED = config.ROOT / "reports" / "published"
+README = config.ROOT / "README.md"
+MARKS = ("<!-- results: made by `make publish`, do not edit -->", "<!-- end of results -->")
+
+
+def block(profile: str) -> str:
+    """The Markdown that the README shows for `profile`: figure, table, verdict, caveat and where it comes from."""
+    summary = config.ROOT / "reports" / profile / config.Summarise.stem
+    found = results.read_results(summary)
+    table = results.read_table("comparison", summary).fillna("-")
+    rows = [list(map(str, row)) for row in table.itertuples(index=False)]
+    lines = ["| " + " | ".join(row) + " |" for row in [list(table), ["---"] * len(table.columns), *rows]]
+    record = provenance.read(summary.with_suffix(".ipynb"))
+    origin = f"Profile `{profile}`, model `{found.model or record['model'] or 'data/models/embedded'}`, {record['machine']}."
+    figure = f"![ROUGE-L of each system with its 95 % interval](reports/published/{profile}.svg)"
+    return "\n\n".join([figure, "\n".join(lines), found.headline, f"**{found.caveat}**" if found.caveat else "", origin]).strip()
+
+
+def shown(readme: str) -> str:
+    """The results block that stands in the README's text; raises ValueError if its marks are gone."""
+    found = re.search(re.escape(MARKS[0]) + r"\n(.*?)\n" + re.escape(MARKS[1]), readme, re.S)
+    if not found:
+        raise ValueError(f"{README.name} lacks the lines {MARKS[0]!r} and {MARKS[1]!r}")
+    return found[1].strip()
+
+
+def main(argv: list[str] | None = None) -> int:
+    profile = (argv or sys.argv[1:] or ["embedded"])[0]
+    report = config.ROOT / "reports" / profile / f"{config.Summarise.stem}.ipynb"
+    if not report.exists():
+        print(f"Profile '{profile}' has no summary yet. Run: make report PROFILE={profile}", file=sys.stderr)
+        return 2
+    if reasons := provenance.changes_since(report):
+        print(f"Not published: {report.name} is out of date ({'; '.join(reasons)}). Run: make report", file=sys.stderr)
+        return 1
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    source, text = report.with_suffix(""), block(profile)
+    shutil.copy(source / "figures" / "comparison.svg", PUBLISHED / f"{profile}.svg")
+    (PUBLISHED / f"{profile}.md").write_text(text + "\n", encoding="utf-8")
+    summary = json.loads((source / "results.json").read_text())
+    (PUBLISHED / f"{profile}.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
+    README.write_text(readme.replace(shown(readme), text), encoding="utf-8")
+    print(f"Published {profile}: {PUBLISHED.relative_to(config.ROOT)}/{profile}.md, .svg, .json and the README's table")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

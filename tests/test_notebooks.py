@@ -1,0 +1,135 @@
+"""The house style of the notebooks, and that their text twins say the same."""
+
+import ast
+import statistics
+
+import jupytext
+import nbformat
+import pytest
+
+from interviewmate_utils import config
+
+NOTEBOOKS = sorted(config.NOTEBOOKS.glob("*.ipynb"))
+KEEPS_OUTPUTS = {"12_audit_claims"}  # deterministic: its outputs are committed and compared
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
+def notebook(request):
+    return request.param
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def lines(cell):
+    return [line for line in cell.source.split("\n") if line.strip()]
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 5
+
+
+def test_name_is_number_verb_object(notebook):
+    number, *words = notebook.stem.split("_")
+    assert number.isdigit()
+    assert len(number) == 2
+    assert len(words) >= 1
+
+
+def test_size_and_share_of_markdown_hold(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    share = sum(c.cell_type == "markdown" for c in cells) / len(cells)
+    assert 20 <= len(cells) <= 40, f"{len(cells)} cells"
+    assert 0.40 <= share <= 0.55, f"{share:.0%} of the cells are markdown"
+
+
+def test_code_cells_are_short(notebook):
+    sizes = [len(lines(c)) for c in code_cells(notebook)]
+    assert statistics.median(sizes) <= 7, sizes
+    assert max(sizes) <= 20, sizes
+    assert sum(sizes) <= 130, sum(sizes)
+
+
+def test_logic_lives_in_the_package(notebook):
+    tree = ast.parse("\n".join(c.source for c in code_cells(notebook)))
+    defined = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    assert len(defined) <= 1, f"move to interviewmate_utils: {defined}"
+
+
+def test_imports_stand_in_the_first_code_cell(notebook):
+    first, *others = code_cells(notebook)
+    assert "import" in first.source
+    for cell in others:
+        found = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Import | ast.ImportFrom)]
+        assert not found, f"import outside the import cell: {ast.unparse(found[0])}"
+
+
+def test_parameters_are_few_typed_commented_literals(notebook):
+    values = config.parameters_cell(notebook)
+    cell = next(c for c in code_cells(notebook) if "parameters" in c.metadata.get("tags", []))
+    assert 1 <= len(values) <= 15
+    for line in lines(cell):
+        assert line.split(" = ")[0].count(": ") == 1, f"no type: {line}"
+        assert "  # " in line, f"no comment: {line}"
+
+
+def test_parameters_agree_with_their_class(notebook):
+    cls = config.BY_STEM[notebook.stem]
+    values = config.parameters_cell(notebook)
+    assert set(values) == set(cls.model_fields)
+    config.validate(cls, values)
+
+
+def test_no_parameter_could_hold_a_secret(notebook):
+    assert not [name for name in config.parameters_cell(notebook) if config._SECRET_NAME.search(name)]
+
+
+def test_opens_with_a_question_and_closes_with_limits(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    assert cells[0].source.startswith("# ")
+    assert "**Question.**" in cells[0].source
+    assert any(c.cell_type == "markdown" and c.source.startswith("## Limits") for c in cells[-3:])
+    assert "write_results" in "".join(c.source for c in cells[-2:])
+
+
+def test_no_outputs_are_committed(notebook):
+    if notebook.stem in KEEPS_OUTPUTS:
+        pytest.skip("outputs of this deterministic notebook are committed and compared strictly")
+    for cell in code_cells(notebook):
+        assert not cell.outputs
+        assert cell.execution_count is None
+
+
+def test_kernel_is_named_for_papermill(notebook):
+    kernel = nbformat.read(notebook, as_version=4).metadata["kernelspec"]
+    assert (kernel["name"], kernel["language"]) == ("python3", "python")
+
+
+def test_text_twin_says_the_same(notebook):
+    twin = jupytext.read(notebook.parent / "text" / f"{notebook.stem}.py")
+    said = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in twin.cells]
+    cells = nbformat.read(notebook, as_version=4).cells
+    assert said == [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells], (
+        f"run: jupytext --sync notebooks/text/{notebook.stem}.py"
+    )
+
+
+def test_no_machine_path_or_install_stands_in_a_notebook(notebook):
+    text = notebook.read_text()
+    for forbidden in ("/home/", "/Users/", "/root/", "C:\\\\", "pip install", "!pip", "%pip"):
+        assert forbidden not in text
+
+
+@pytest.mark.parametrize("path", sorted((config.NOTEBOOKS / "params" / "runs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_run_file_is_valid_and_named_after_its_run(path):
+    notebook = config.NOTEBOOKS / "04_train_lora.ipynb"
+    values = config.parameters_cell(notebook) | config.read_parameters(path, notebook.stem)
+    assert config.validate(config.TrainLora, values).run == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((config.NOTEBOOKS / "params" / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
+def test_profile_is_valid_for_every_notebook(path):
+    for notebook in NOTEBOOKS:
+        values = config.parameters_cell(notebook) | config.read_parameters(path, notebook.stem)
+        assert config.validate(config.BY_STEM[notebook.stem], values).profile == path.stem
