@@ -43,13 +43,19 @@ def made_of(stem, run=None):
     return [str(p.relative_to(ROOT)) for p in found] + ["requirements.lock"]
 
 
+REPORTS = [f"{OUT}/{stem}.ipynb" for stem in ("01_prepare_data", "02_build_embedded_model", "06_evaluate_models", "13_summarise")]
+REPORTS += [f"{OUT}/04_train_lora_{run}.ipynb" for run in RUNS]
+
+
+rule report:  # names every report, so that a deleted one is made again although the site is newer
+    input:
+        REPORTS,
+        f"{OUT}/site/index.html",
+
+
 rule site:
     input:
-        f"{OUT}/01_prepare_data.ipynb",
-        f"{OUT}/02_build_embedded_model.ipynb",
-        expand(OUT + "/04_train_lora_{run}.ipynb", run=RUNS),
-        f"{OUT}/06_evaluate_models.ipynb",
-        f"{OUT}/13_summarise.ipynb",
+        REPORTS,
         "interviewmate_utils/site.py",
     output:
         f"{OUT}/site/index.html",

