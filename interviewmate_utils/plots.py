@@ -1,6 +1,7 @@
 """One look for every figure: colour-blind-safe palette, the same system in the same colour everywhere, labels with units."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +35,18 @@ def setup() -> None:
         "figure.constrained_layout.use": True,
         "axes.titlelocation": "left",
         "axes.titlesize": "medium",
-        "svg.hashsalt": "interviewmate",  # the same figure gives the same file
     }
     pd.set_option("display.precision", 3, "display.max_colwidth", 110, "display.max_rows", 60)
 
 
 def save(figure: "Figure", name: str, output: Path) -> None:
-    """Keep a figure as `output/figures/name.svg` and `.png`; the notebook shows it as usual."""
+    """Keep a figure as `output/figures/name.svg` and `.png`; the same figure gives the same SVG, byte for byte."""
+    import matplotlib as mpl
+
     folder = output / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "interviewmate"}):
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png")
 
 
@@ -62,4 +65,6 @@ def show_texts(table: "pd.DataFrame", columns: Sequence[str]) -> Any:
     """Texts side by side, wrapped; they are escaped, so that HTML in an answer shows as text."""
     from IPython.display import HTML
 
-    return HTML(table[list(columns)].to_html(escape=True, index=False, classes="texts", border=0).replace("\\n", "<br>"))
+    show = [lambda text: escape(str(text)).replace("\n", "<br>")] * len(columns)  # to_html writes a line break as \\n
+    texts = table[list(columns)].rename(columns=escape)
+    return HTML(texts.to_html(escape=False, formatters=show, index=False, classes="texts", border=0))

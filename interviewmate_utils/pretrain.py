@@ -5,13 +5,13 @@ many times, so dropout, a large weight decay and an averaged model matter more t
 arXiv 2509.14786: "Pre-training under infinite compute").
 """
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .config import digest_of
 
 if TYPE_CHECKING:
     import torch
@@ -88,20 +88,22 @@ def _batch(documents: list[list[int]], step: int, batch: int, length: int, seed:
 def nats_per_character(model: "FalconForCausalLM", tokenizer: "PreTrainedTokenizerFast", documents: Sequence[str]) -> float:
     """Cross-entropy of `documents` in nats per character, each document read on its own, its end not counted.
 
-    Per character, so that models with different vocabularies compare (bits per byte in other units).
+    Per character, so that models with different vocabularies compare (bits per byte in other units). A document of more
+    than 1,023 tokens is read in pieces of that length, each on its own, so that every character counted is also read.
     """
     import torch
 
     model.eval()
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     total, characters = 0.0, sum(map(len, documents))
+    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
+    rows = [[tokenizer.eos_token_id, *ids[i : i + 1023]] for ids in encoded for i in range(0, len(ids), 1023)]
+    rows.sort(key=len)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(order), 16):
-            texts = [tokenizer.eos_token + documents[i] for i in order[start : start + 16]]
-            rows = [ids[:1024] for ids in tokenizer(texts, verbose=False)["input_ids"]]
-            width = max(map(len, rows))
-            ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        for start in range(0, len(rows), 16):
+            part = rows[start : start + 16]
+            width = max(map(len, part))
+            ids = torch.tensor([row + [0] * (width - len(row)) for row in part])
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in part])
             logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
             total += (loss * mask[:, 1:]).sum().item()
@@ -129,7 +131,8 @@ def pretrain(
 
     The rate warms up over 3 % of the steps, then falls linearly to zero. `average_from` > 0 replaces the weights at the
     end by their exponential average (horizon 4 % of the steps) begun at that fraction of the run. `checkpoint` is
-    written every `every` steps, atomically, and resumed from when it exists. Rows hold step, tokens, train_loss (nats
+    written every `every` steps, atomically, and resumed from when it exists and belongs to the same documents,
+    architecture and recipe; another one is replaced by a fresh start. Rows hold step, tokens, train_loss (nats
     per token), validation (what `validate` returns) and tokens_per_s.
     """
     import torch
@@ -145,8 +148,10 @@ def pretrain(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1 - 1 / max(2, 0.04 * steps))
     )
     torch.manual_seed(seed)
-    if checkpoint and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    settings = [steps, batch, length, muon_lr, adam_lr, weight_decay, seed, average_from, model.config.to_dict()]
+    recipe = digest_of([*settings, documents])
+    state = torch.load(checkpoint, weights_only=True) if checkpoint and checkpoint.exists() else None
+    if state and state.get("recipe", recipe) == recipe:
         model.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -156,7 +161,7 @@ def pretrain(
     losses, started = [], time.perf_counter()
     for step in range(first, steps):
         model.train()
-        scale = min((step + 1) / warmup, (steps - step) / (steps - warmup))
+        scale = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
         ids = _batch(documents, step, batch, length, seed, cache)
@@ -185,74 +190,8 @@ def pretrain(
             report(row)
             if checkpoint:
                 state = {"model": model.state_dict(), "mean": mean.state_dict(), "step": step + 1, "curve": curve}
-                state |= {"optimizers": [o.state_dict() for o in optimizers], "rng": torch.get_rng_state()}
+                state |= {"optimizers": [o.state_dict() for o in optimizers], "rng": torch.get_rng_state(), "recipe": recipe}
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
             losses, started = [], time.perf_counter()
     return curve
-
-
-def save_build(model: "FalconForCausalLM", tokenizer: "PreTrainedTokenizerFast", folder: Path, record: dict) -> None:
-    """Write weights (bf16 safetensors), tokenizer, `training.json`, the model card and SHA256SUMS into `folder`."""
-    import copy
-
-    import torch
-
-    plain = copy.deepcopy(model).to(torch.bfloat16)
-    plain.config.hidden_dropout = 0.0  # a fine-tuning run sets its own, in its adapter
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "README.md").write_text(_model_card(record))
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".md") and p.is_file())
-    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
-    (folder / "SHA256SUMS").write_text("".join(sums))
-
-
-def verify_build(folder: Path) -> list[str]:
-    """Names of files in `folder` that differ from its SHA256SUMS; empty if all agree."""
-    lines = (folder / "SHA256SUMS").read_text().splitlines()
-    listed = [line.split("  ", 1) for line in lines]
-    return [name for digest, name in listed if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest]
-
-
-def _model_card(record: dict) -> str:
-    sources = "\n".join(
-        f"| {row['package']} | {row['version']} | {row['licence']} | {row['words']:,} |" for row in record["sources"]
-    )
-    held = "; ".join(f"{name} {value:.4f}" for name, value in record["held_out_nats_per_char"].items())
-    recipe = "\n".join(f"- {name}: {value}" for name, value in record["recipe"].items())
-    return f"""---
-license: apache-2.0
-language: en
-library_name: transformers
----
-# A small Falcon, pretrained on docstrings
-
-{record["parameters"]:,} parameters in Falcon-RW-1B's architecture (ALiBi, fused `query_key_value`, sequential attention, biases), with its
-own byte-level BPE of {record["vocab_size"]:,} tokens. It exists so that every notebook of InterviewMate runs offline on two CPU cores.
-**It shows the method; it is not a coach.** Its sentences are grammatical and shallow, and what they say about machine
-learning is often wrong. Do not use it to advise anybody.
-
-## Text
-
-{record["words"]:,} words of prose from the docstrings of installed packages under permissive licences (MIT, BSD, Apache, PSF, ISC):
-no code, no parameter lists, near-repeats removed (`interviewmate_utils/docstrings.py`). Nothing of the interview corpus.
-The docstrings remain their authors' under the licences below; they are not redistributed here.
-
-## Training
-
-{record["steps"]:,} steps, {record["tokens"]:,} tokens read. The whole curve is in `training.json`.
-
-{recipe}
-
-## Held-out text
-
-Nats per character on packages that were never trained on: {held}.
-
-## Sources
-
-| package | version | licence as declared | words |
-|---|---|---|---|
-{sources}
-"""

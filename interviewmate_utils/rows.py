@@ -70,7 +70,7 @@ def _depth(value: Any) -> int:
 
 
 def _shown(text: str) -> str:
-    """`text` as it can be printed and written: half a surrogate pair as its escape, bytes that are not UTF-8 as one."""
+    """`text` as it can be printed and written: half a surrogate pair becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode()[:2000]
 
 
@@ -99,38 +99,39 @@ def _json_lines(path: Path) -> Iterator[tuple[int, str, dict | str]]:
                 yield number, content, str(error)
 
 
-def _csv_records(lines: list[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Each record with the index of its first line. After a broken one, such as a quote that is never closed, reading
-    goes on at the line below its first, so that it takes no other row with it."""
-    start, reader = 0, csv.reader(lines, strict=True)
+def _csv_records(lines: list[str]) -> Iterator[tuple[int, str, list[str] | csv.Error]]:
+    """Number of each record's first line, its content, its values. After a broken one, such as a quote that is never
+    closed, reading goes on at the line below its first, so that it takes no other row with it."""
+    skipped, reader = 0, csv.reader(lines, strict=True)
     while True:
-        first = start + reader.line_num
+        first = last = skipped + reader.line_num
         try:
-            yield first, next(reader)
+            record: list[str] | csv.Error = next(reader)
+            last = skipped + reader.line_num
         except StopIteration:
             return
         except csv.Error as error:
-            start, reader = first + 1, csv.reader(lines[first + 1 :], strict=True)
-            yield first, error
+            record, last = error, first + 1
+            skipped, reader = last, csv.reader(lines[last:], strict=True)
+        content = "".join(lines[first:last]).strip()[:8000]
+        yield first + 1, content.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"), record
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, str, dict | str]]:
-    """Number of a record's first line, its content, and the row or what is wrong with it."""
+    """Number of a row's first line, its content, and the row or what is wrong with it."""
     csv.field_size_limit(MAX_LINE_BYTES)
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    lines = list(io.StringIO(text, newline=""))
     header: list[str] = []
-    for first, record in _csv_records(lines):
-        number, content = first + 1, lines[first].strip()
+    for number, content, record in _csv_records(list(io.StringIO(text, newline=""))):
         if isinstance(record, csv.Error):
             if not header:
                 raise ValueError(f"{path.name}:{number}: the header is not CSV: {record}")
             yield number, content, f"not CSV: {record}"
-        elif len(record) < 2 and not "".join(record).strip():
+        elif not content:
             continue
         elif not header:
             header = [clean_text(name) for name in record]
-            if _SURROGATE.search(content):
+            if _SURROGATE.search("".join(header)):
                 raise ValueError(f"{path.name}:{number}: the header is not UTF-8; save the file as UTF-8")
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise ValueError(f"{path.name}:{number}: columns named more than once: {', '.join(map(repr, twice))}")

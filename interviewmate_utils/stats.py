@@ -11,11 +11,16 @@ NOT_DISTINGUISHABLE = "not distinguishable"
 
 
 def mean_interval(scores: "np.ndarray", resamples: int = 9999, seed: int = 0) -> tuple[float, float]:
-    """95 % BCa bootstrap interval (Efron 1987) of the mean of per-item scores; the mean itself where all are equal."""
+    """95 % BCa bootstrap interval (Efron 1987) of the mean of per-item scores; the mean itself where all are equal.
+
+    Raises ValueError when there is no score, or one that is not finite.
+    """
     import numpy as np
     from scipy import stats
 
     scores = np.asarray(scores, float)
+    if not len(scores) or not np.isfinite(scores).all():
+        raise ValueError("an interval needs scores, all finite")
     if len(scores) < 2 or np.ptp(scores) == 0:
         return float(scores.mean()), float(scores.mean())
     result = stats.bootstrap((scores,), np.mean, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed))
@@ -33,7 +38,10 @@ def compare_paired(first: "np.ndarray", second: "np.ndarray", resamples: int = 9
     """Compare per-item scores of two systems; both arrays have shape (items,) in the same order.
 
     Returns the mean difference (second minus first), its 95 % BCa and t intervals, the two-sided p of a sign-flip
-    permutation test, Cohen's d_z (mean difference over the standard deviation of the differences), and n.
+    permutation test, Cohen's d_z (mean difference over the standard deviation of the differences; infinite where all
+    differ alike), and n. Higher scores are better. The test takes all 2^n sign patterns where these are no more than
+    `resamples`, so that p is at least 2 / 2^n: five items (0.0625) can never reach 5 %; else p is at least
+    2 / (resamples + 1).
     Raises ValueError when the arrays do not pair up, are not finite, or hold fewer than two items.
     """
     import numpy as np
@@ -44,9 +52,11 @@ def compare_paired(first: "np.ndarray", second: "np.ndarray", resamples: int = 9
         raise ValueError(f"scores do not pair up: shapes {first.shape} and {second.shape}")
     if len(first) < 2 or not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("paired scores need at least two items, all finite")
-    difference = second - first
+    difference = (second - first).round(12)  # 0.3 - 0.2 and 0.2 - 0.1 are equal differences
     low, high = mean_interval(difference, resamples, seed)
-    spread = difference.std(ddof=1)
+    spread = difference.std(ddof=1) if np.ptp(difference) else 0.0
+    with np.errstate(divide="ignore"):
+        effect = difference.mean() / np.float64(spread) if difference.any() else 0.0
     half = stats.t.ppf(0.975, len(difference) - 1) * spread / np.sqrt(len(difference))
     test = stats.permutation_test(
         (difference,), np.mean, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(seed)
@@ -58,13 +68,13 @@ def compare_paired(first: "np.ndarray", second: "np.ndarray", resamples: int = 9
         "t_low": float(difference.mean() - half),
         "t_high": float(difference.mean() + half),
         "p": float(test.pvalue),
-        "d_z": float(difference.mean() / spread) if spread else 0.0,
+        "d_z": float(effect),
         "n": len(difference),
     }
 
 
 def verdicts(scores: "pd.DataFrame", base: str, resamples: int = 9999, seed: int = 0) -> "pd.DataFrame":
-    """Every other system against `base` on one metric: a Holm family (Holm 1979).
+    """Every other system against `base` on one metric (higher is better): a Holm family (Holm 1979).
 
     `scores` has one row per item and one column per system. A row's verdict is better, worse or not distinguishable at
     5 % after Holm; `detectable_d` is the smallest d_z that Holm's strictest step could have shown with 80 % power.
@@ -86,7 +96,7 @@ def sentence(system: str, base: str, metric: str, row: Mapping) -> str:
     """One verdict in words, with everything a reader needs to judge it."""
     outcome = f"not distinguishable from {base}" if row["verdict"] == NOT_DISTINGUISHABLE else f"{row['verdict']} than {base}"
     return (
-        f"{system} is {outcome} on {metric}: difference {row['difference']:+.3f} (95 % interval {row['low']:+.3f} to "
+        f"{system[0].upper()}{system[1:]} is {outcome} on {metric}: difference {row['difference']:+.3f} (95 % interval {row['low']:+.3f} to "
         f"{row['high']:+.3f}, n = {row['n']:.0f}), permutation p = {row['p_holm']:.4f} after Holm, d_z = {row['d_z']:.2f}; "
         f"the smallest effect this sample could have shown is d_z = {row['detectable_d']:.2f}."
     )

@@ -66,7 +66,7 @@ def _opened_store() -> Iterator[Any]:
     STORE.parent.mkdir(parents=True, exist_ok=True)
     with STORE.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        #        sqlite3.connect(STORE).close()  # fails at once where there can be no store; MLflow would try again for 100 s
+        sqlite3.connect(STORE).close()  # fails at once where there can be no store; MLflow would try again for 100 s
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # after the import, which sets it to INFO

@@ -27,12 +27,15 @@ def _module(name: str):
 
 @cache
 def meteor_name() -> str:
-    """`meteor` where NLTK finds WordNet, else `meteor_exact_stem`: the same formula without the synonym stage."""
+    """`meteor` where NLTK finds WordNet, else `meteor_exact_stem`: the same formula without the synonym stage.
+
+    One name a process: WordNet that comes later needs a new one.
+    """
     from nltk.corpus import wordnet
 
     try:
         wordnet.ensure_loaded()
-    except LookupError:
+    except (LookupError, OSError):  # none; or one that NLTK does not load (not whole, or linked from elsewhere)
         return "meteor_exact_stem"
     return "meteor"
 
@@ -84,7 +87,11 @@ def describe() -> "pd.DataFrame":
         ("corpus BLEU, sentence BLEU", bleu, "13a, case kept; exponential smoothing"),
         (meteor_name(), nltk, f"lower case, words and punctuation; stages: {stages}"),
         ("exact match", "this repository", "case, articles, punctuation and white space ignored, as in SQuAD"),
-        ("semantic similarity", f"sentence-transformers {metadata.version('sentence-transformers')}", "MiniLM word pieces, 256 at most"),
+        (
+            "semantic similarity",
+            f"sentence-transformers {metadata.version('sentence-transformers')}",
+            "MiniLM word pieces, 256 at most",
+        ),
         ("perplexity", f"transformers {metadata.version('transformers')}", "the model's own; of the reference answer"),
     ]
     return pd.DataFrame(rows, columns=["score", "package", "tokeniser and setting"])

@@ -84,9 +84,9 @@ frame["part"].value_counts()[["train", "validation", "test"]].to_frame("rows")
 
 # %%
 fig, ax = plt.subplots()
-sns.histplot(data=leakage, x="cosine", hue="part", binwidth=0.02, palette=plots.FIXED, ax=ax)
-ax.axvline(params.near_duplicate, color="black", ls="--", label="refused from here")
-ax.set(xlabel="cosine to the nearest question of an earlier part", ylabel="questions")
+sns.histplot(data=leakage, x="cosine", hue="part", binwidth=0.02, multiple="stack", palette=plots.FIXED, ax=ax)
+ax.axvline(params.near_duplicate, color="black", ls="--")
+ax.set(xlabel="cosine to the nearest question of an earlier part (from the dashed line on: refused)", ylabel="questions")
 plots.save(fig, "leakage", params.output)
 
 # %% [markdown]
@@ -129,9 +129,10 @@ if labels:
     fig, axes = plt.subplots(1, len(labels), figsize=(11, 4), squeeze=False)
 for name, ax in zip(labels, axes[0] if labels else [], strict=True):
     counts = pd.crosstab(frame[name], frame["part"])[["train", "validation", "test"]]
-    counts.plot.barh(stacked=True, ax=ax, color=[plots.colour(c) for c in counts], legend=name == labels[0], width=0.8)
+    counts.plot.barh(stacked=True, ax=ax, color=[plots.colour(c) for c in counts], legend=False, width=0.8)
     ax.set(xlabel="questions", ylabel="", title=name.replace("_", " "))
 if labels:
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     plots.save(fig, "coverage", params.output)
 
 # %% [markdown]
@@ -190,4 +191,4 @@ metrics = {f"{part}_count": len(indices) for part, indices in parts.items()}
 metrics |= {"set_aside_count": len({p.line for p in problems}), "truncated_share": truncated / len(tokens)}
 metrics |= {"median_question_chars": summary.loc["50%", "question_chars"], "median_length_tokens": tokens.length.median()}
 metrics |= {"nearest_across_parts_score": leakage.cosine.max(), "median_answer_words": summary.loc["50%", "answer_words"]}
-results.write_results(params, metrics).relative_to(ROOT)
+print("Saved", results.write_results(params, metrics).relative_to(ROOT))

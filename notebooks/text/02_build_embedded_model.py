@@ -25,7 +25,7 @@ import pandas as pd
 from IPython.display import Markdown
 from transformers import FalconConfig, FalconForCausalLM
 
-from interviewmate_utils import docstrings, models, plots, pretrain, provenance, results
+from interviewmate_utils import docstrings, model_card, models, plots, pretrain, provenance, results
 from interviewmate_utils.config import EMBEDDED_MODEL, ROOT, BuildEmbeddedModel
 
 # %% tags=["parameters"]
@@ -157,13 +157,13 @@ recipe |= {"batch": f"{params.batch} x 256 tokens", "average of weights from": p
 record = {"parameters": model.num_parameters(), "vocab_size": len(tokenizer), "words": train_words, "steps": params.steps}
 record |= {"tokens": curve[-1]["tokens"], "recipe": recipe, "held_out_nats_per_char": here, "curve": curve}
 record |= {"sources": sources[sources.use == "train"].drop(columns="use").to_dict("records")}
-pretrain.save_build(model, tokenizer, build, record)
+model_card.save_build(model, tokenizer, build, record)
 
 # %% [markdown]
 # The tracked weights are first checked against their SHA-256 sums, then scored on the same documents, here and now.
 
 # %%
-changed = pretrain.verify_build(tracked_folder)
+changed = model_card.verify_build(tracked_folder)
 assert not changed, f"tracked files differ from their SHA256SUMS: {', '.join(changed)}"
 tracked = json.loads((tracked_folder / "training.json").read_text())
 trial = json.loads((tracked_folder / "trial_recipe.json").read_text())
@@ -224,4 +224,4 @@ results.write_table(sources, "sources", params.output)
 metrics = {"words_words": train_words, "parameters_count": model.num_parameters(), "trained_tokens": curve[-1]["tokens"]}
 metrics |= {"built_nats_per_char": here["both"], "tracked_nats_per_char": now["both"], "gain_over_trial_share": gain}
 metrics |= {"tracked_parameters_count": tracked_model.num_parameters()}
-results.write_results(params, metrics).relative_to(ROOT)
+print("Saved", results.write_results(params, metrics).relative_to(ROOT))

@@ -53,8 +53,8 @@ provenance.overview(params)
 # %% [markdown]
 # ## Data and schedule
 #
-# Steps follow from the data: five epochs of 211 examples at batch 4 are 265 steps, so a warm-up of 50 is 19 % of them.
-# Early stopping waits three epochs for a better validation loss.
+# Steps follow from data, batch and epochs. On a small corpus a warm-up that is usual elsewhere takes a large share of them,
+# so the share is shown. Early stopping waits three epochs, counted in evaluations, for a better validation loss.
 
 # %%
 dataset = data.load_parts(params.processed)
@@ -187,5 +187,5 @@ results.write_table(log, "history", params.output)
 metrics = {"trainable_count": trainable, "trainable_share": trainable / total, "train_time_s": seconds}
 metrics |= {"train_tps": tokens_per_second, "memory_gb": peak_gb, "steps_steps": trainer.state.global_step}
 metrics |= {"loss_before_nats": loss_before, "loss_after_nats": loss_after, "best_step_steps": best_step}
-results.write_results(params, metrics).relative_to(ROOT)
 lora.discard_checkpoints(params.output / "checkpoints")
+print("Saved", results.write_results(params, metrics).relative_to(ROOT))

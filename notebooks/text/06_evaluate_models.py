@@ -96,7 +96,8 @@ perplexity.round(1).to_frame("perplexity of the reference answer (lower is bette
 # %%
 names = ["base", *[n for n in answers if n.startswith("run")], "retrieval"]
 reading = pd.DataFrame({"question": questions, "reference": references} | {n: answers[n] for n in names})
-plots.show_texts(reading.head(3), list(reading))
+three = reading.head(3).stack().rename_axis(["item", "who"]).reset_index(name="text")
+plots.show_texts(three, ["who", "text"])
 
 # %% [markdown]
 # ## Score
@@ -194,4 +195,4 @@ run_names = [name for name in names if name.startswith("run")]
 numbers = {f"{n.replace(' ', '_')}_rouge_l_score": wide[n].mean() for n in names}
 numbers |= {f"{n.replace(' ', '_')}_perplexity_score": value for n, value in perplexity.items()}
 numbers |= {"items_count": len(test), "run_A_p": verdicts.p_holm[run_names[0]]} if run_names else {"items_count": len(test)}
-results.write_results(params, numbers, headline=" ".join(sentences)).relative_to(ROOT)
+print("Saved", results.write_results(params, numbers, headline="\n".join(sentences)).relative_to(ROOT))

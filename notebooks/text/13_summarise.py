@@ -73,8 +73,9 @@ comparison
 fig, ax = plt.subplots(figsize=(7.5, 2.6))
 plots.interval_bars(means, "mean", "low", "high", "ROUGE-L F1 against the reference answers (mean, 95 % interval)", ax)
 count = int(found[EvaluateModels.stem].metrics["items_count"])
-ax.set_title(f"{found[EvaluateModels.stem].model}, {count} test questions")
-ax.set_xlim(0, None)
+name = "embedded model" if found[EvaluateModels.stem].model == EMBEDDED_MODEL else found[EvaluateModels.stem].model
+ax.set_title(f"{name}, {count} test questions")
+ax.set_xlim(0, means.high.max() * 1.15)
 plots.save(fig, "comparison", params.output)
 
 # %% [markdown]
@@ -82,7 +83,7 @@ plots.save(fig, "comparison", params.output)
 # intervals of means do not settle it.
 
 # %%
-Markdown(found[EvaluateModels.stem].headline)
+Markdown("\n".join(f"- {line}" for line in found[EvaluateModels.stem].headline.split("\n")))
 
 # %% [markdown]
 # ## The data behind it
@@ -120,4 +121,4 @@ caveat = (
 )
 results.write_table(comparison.reset_index(), "comparison", params.output)
 texts = {"headline": found[EvaluateModels.stem].headline, "caveat": caveat if embedded else ""}
-results.write_results(params, found[EvaluateModels.stem].metrics, **texts).relative_to(ROOT)
+print("Saved", results.write_results(params, found[EvaluateModels.stem].metrics, **texts).relative_to(ROOT))

@@ -13,11 +13,12 @@ def normal(text):
 
 
 class ExactMatchItems(evaluate.Metric):
-    """1 where prediction and reference agree after normalisation, else 0."""
+    """1 where prediction and reference agree after normalisation, else 0; 0 also where nothing is left of both."""
 
     def _info(self):
         features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
         return evaluate.MetricInfo(description=__doc__, citation="Rajpurkar et al. 2016", features=features)
 
     def _compute(self, predictions, references):
-        return {"scores": [float(normal(p) == normal(r)) for p, r in zip(predictions, references, strict=True)]}
+        pairs = zip(map(normal, predictions), map(normal, references), strict=True)
+        return {"scores": [float(bool(p) and p == r) for p, r in pairs]}
