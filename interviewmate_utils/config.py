@@ -4,18 +4,16 @@ A notebook's `parameters` cell declares names and defaults; the class here of th
 `tests/test_config.py` holds the two together.
 """
 
-import ast
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import nbformat
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from .parameters import ParameterError, one_line, parameters_cell, parse_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -26,22 +24,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-_SECRET_NAME = re.compile(r"(^|[_-])(token|key)$|api_?key|passw(or)?d|passphrase|secret|credential", re.I)
-_SECRET_VALUE = re.compile(r"(?<!\w)(hf_|sk-|ghp_|github_pat_|AKIA)(?=[\w-]*\d)[\w-]{12,}")
 _LEFT_BY_READERS = ("cache-*.arrow", "*.lock")  # datasets puts these into a folder that it only reads
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML whose numbers are those of Python and JSON: YAML 1.1 reads 2e-4 as a string, for want of a point."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-class ParameterError(ValueError):
-    """A parameter that is unknown, of the wrong type, out of range, or a secret. The text is written for people."""
 
 
 class Parameters(BaseModel):
@@ -197,94 +180,12 @@ def made_by(path: Path) -> str:
     return next((stem for stem in BY_STEM if run_name and run_name[0].startswith(stem)), "")
 
 
-def parameters_cell(notebook: Path) -> dict[str, Any]:
-    """Names and default values of the notebook's cell tagged `parameters`, in order.
-
-    Raises
-    ------
-    ParameterError
-        If there is no such cell, or a value in it is not a literal.
-    """
-    try:
-        cells = nbformat.read(notebook, as_version=4).cells
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{notebook}: not a notebook: {_one_line(error)}") from None
-    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
-    if len(tagged) != 1:
-        raise ParameterError(f"{notebook.name}: {len(tagged)} cells are tagged `parameters`, exactly one is needed")
-    values: dict[str, Any] = {}
-    try:
-        statements = ast.parse(tagged[0]).body
-    except SyntaxError as error:
-        raise ParameterError(f"{notebook.name}, parameters cell, line {error.lineno}: {error.msg}") from None
-    for node in statements:
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        try:
-            (target,) = targets
-            values[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, TypeError, ValueError):
-            where = f"{notebook.name}, parameters cell, line {node.lineno}"
-            raise ParameterError(f"{where}: only `name: type = literal` is allowed, not `{ast.unparse(node)}`") from None
-    return values
-
-
 def parameters_class(notebook: Path) -> type[BaseModel]:
     """The class that checks this notebook's parameters; for a notebook of the user's own, one made from its defaults."""
     if known := BY_STEM.get(notebook.stem):
         return known
     fields = {name: (Any if value is None else type(value), value) for name, value in parameters_cell(notebook).items()}
     return create_model(notebook.stem, __config__=ConfigDict(extra="forbid", strict=True), **fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _holds_secret(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_SECRET_NAME.search(str(key)) or _holds_secret(item) for key, item in value.items())
-    if isinstance(value, list | tuple | set):
-        return any(map(_holds_secret, value))
-    return isinstance(value, str) and bool(_SECRET_VALUE.search(value))
-
-
-def validate(cls: type[BaseModel], values: Mapping[str, Any]) -> Any:
-    """An instance of `cls`, or a ParameterError that names each parameter, its value, and what is allowed."""
-    problems = []
-    for name, value in values.items():
-        if _SECRET_NAME.search(name) or _holds_secret(value):
-            problems.append(
-                f"{name}: looks like a secret, and a report stores its parameters. Set it in the environment "
-                "instead (for Hugging Face: HF_TOKEN)"
-            )
-        elif name not in cls.model_fields:
-            near = difflib.get_close_matches(name, cls.model_fields, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            problems.append(f"{name} = {value!r}: unknown parameter; {hint}known: {', '.join(cls.model_fields)}")
-    if problems:
-        raise ParameterError("\n".join(problems))
-    try:
-        return cls(**values)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = ".".join(map(str, item["loc"])) or "parameters"
-            if item["type"] == "missing":
-                lines.append(f"{name}: missing")
-            else:
-                given = "" if item["loc"] == () else f" = {item['input']!r} ({type(item['input']).__name__})"
-                lines.append(f"{name}{given}: {item['msg'].removeprefix('Value error, ')}")
-        raise ParameterError("\n".join(lines)) from None
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value that a YAML text holds. An error names the place but quotes nothing: a secret may stand there."""
-    try:
-        return yaml.load(text, Loader=_Yaml)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ParameterError(f"{where}: not valid YAML{place}: {getattr(error, 'problem', None) or 'unreadable'}") from None
 
 
 def _named(value: Any, where: str) -> dict[str, Any]:
@@ -305,7 +206,7 @@ def read_parameters(path: Path, stem: str) -> dict[str, Any]:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ParameterError(f"{path}: no such file; in that folder: {known}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path}: not readable: {_one_line(error)}") from None
+        raise ParameterError(f"{path}: not readable: {one_line(error)}") from None
     sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | set(BY_STEM) | {"shared", stem}
     if not any(isinstance(value, dict) for value in content.values()) and sections.isdisjoint(content):
         return content

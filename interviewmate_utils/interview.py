@@ -44,7 +44,9 @@ def main() -> int:
     encoder = data.load_encoder("embedded-minilm")
     index, cosine = data.nearest(data.embed(encoder, [question]), data.embed(encoder, list(train[data.QUESTION])))
     row = train[int(index[0])]
-    print(f"\n\nRetrieved the training question nearest to it (cosine {cosine[0]:.2f}): {row[data.QUESTION]}\n\n{row[data.ANSWER]}")
+    print(
+        f"\n\nRetrieved the training question nearest to it (cosine {cosine[0]:.2f}): {row[data.QUESTION]}\n\n{row[data.ANSWER]}"
+    )
     return 0
 
 

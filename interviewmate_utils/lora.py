@@ -34,7 +34,9 @@ def add_lora(model: "PreTrainedModel", rank: int, alpha: int, dropout: float, ta
     linear = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"})
     if unknown := [name for name in target_modules if name not in linear]:
         raise ValueError(f"target_modules: {', '.join(unknown)} not in this model; its linear layers are {', '.join(linear)}")
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[*target_modules], task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[*target_modules], task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, settings)
 
 

@@ -55,7 +55,8 @@ learning is often wrong. Do not use it to advise anybody.
 ## Text
 
 {record["words"]:,} words of prose from the docstrings of installed packages under permissive licences (MIT, BSD, Apache,
-PSF, ISC): no code, no parameter lists, near-repeats removed (`interviewmate_utils/docstrings.py`). Nothing of the interview corpus.
+PSF, ISC): no code, no parameter lists, near-repeats removed (`interviewmate_utils/docstrings.py`). Nothing of the
+interview corpus.
 The docstrings remain their authors' under the licences below; they are not redistributed here.
 
 ## Training

@@ -154,7 +154,11 @@ def generate_answers(
 
 
 def stream_answer(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", question: str, max_new_tokens: int, repetition_penalty: float
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    question: str,
+    max_new_tokens: int,
+    repetition_penalty: float,
 ) -> Iterator[str]:
     """The answer to one question, piece by piece as it is generated."""
     import threading

@@ -25,7 +25,15 @@ def block(profile: str) -> str:
     record = provenance.read(summary.with_suffix(".ipynb"))
     origin = f"Profile `{profile}`, model `{found.model or record['model'] or 'data/models/embedded'}`, {record['machine']}."
     figure = f"![ROUGE-L of each system with its 95 % interval](reports/published/{profile}.svg)"
-    return "\n\n".join([figure, "\n".join(lines), "\n".join(f"- {line}" for line in found.headline.split("\n")), f"**{found.caveat}**" if found.caveat else "", origin]).strip()
+    return "\n\n".join(
+        [
+            figure,
+            "\n".join(lines),
+            "\n".join(f"- {line}" for line in found.headline.split("\n")),
+            f"**{found.caveat}**" if found.caveat else "",
+            origin,
+        ]
+    ).strip()
 
 
 def shown(readme: str) -> str:

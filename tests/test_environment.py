@@ -64,5 +64,7 @@ def test_tracked_files_name_no_machine_and_stay_small():
             continue
         assert path.stat().st_size <= 20_000_000, f"{name} has {path.stat().st_size:,} bytes"
         if path.suffix in {".py", ".md", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ""} and name not in (own, "LICENSE"):
-            found = re.findall(r"/root/|/home/\w+/|/Users/\w+/|https?://[\w.]*pypi[\w.]*/simple", path.read_text(errors="ignore"))
+            found = re.findall(
+                r"/root/|/home/\w+/|/Users/\w+/|https?://[\w.]*pypi[\w.]*/simple", path.read_text(errors="ignore")
+            )
             assert not [f for f in found if name != "tests/test_notebooks.py"], f"{name}: {found[:3]}"

@@ -227,7 +227,9 @@ def test_kept_adapter_is_the_best_one(worsening: Path, tiny: Path) -> None:
 # --- kill -9
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["datasets", "peft", "transformers.trainer", "interviewmate_utils.lora", "interviewmate_utils.models"])
+_processes.set_forkserver_preload(
+    ["datasets", "peft", "transformers.trainer", "interviewmate_utils.lora", "interviewmate_utils.models"]
+)
 
 
 def start(tiny: Path, folder: Path, changes: dict) -> multiprocessing.Process:

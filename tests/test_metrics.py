@@ -24,7 +24,7 @@ import json, socket, sys
 def refuse(*arguments): raise AssertionError(f"the network was asked for: {arguments}")
 socket.socket.connect = socket.getaddrinfo = refuse
 from interviewmate_utils import metrics
-table = metrics.score_items(["the automobile", "a cat sat"], ["the car", "A cat sat."])
+table = metrics.score_items(["the auto", "a cat sat"], ["the car", "A cat sat."])
 print(json.dumps({"name": metrics.meteor_name(), "bleu": metrics.corpus_bleu(["a b"], ["a b"])[0]} | table.to_dict("list")))
 """
 
@@ -38,7 +38,7 @@ def in_fresh_process(folder: Path, **variables: str) -> dict:
 
 
 def write_wordnet(folder: Path) -> None:
-    """A whole WordNet database in its own file format that knows one synset: car, automobile."""
+    """A whole WordNet database in its own file format that knows one synset: car, auto."""
     root = folder / "nltk" / "corpora" / "wordnet"
     root.mkdir(parents=True)
     for name in [f"{kind}.{pos}" for kind in ("data", "index") for pos in ("verb", "adj", "adv")] + ["cntlist.rev"]:
@@ -46,8 +46,8 @@ def write_wordnet(folder: Path) -> None:
     for pos in ("noun", "verb", "adj", "adv"):
         (root / f"{pos}.exc").write_text("")
     (root / "lexnames").write_text("".join(f"{i:02d}\tnoun.{i}\t1\n" for i in range(45)))
-    (root / "data.noun").write_text("00000000 06 n 02 car 0 automobile 0 000 | a motor vehicle with four wheels  \n")
-    words = ("automobile", "car")
+    (root / "data.noun").write_text("00000000 06 n 02 car 0 auto 0 000 | a motor vehicle with four wheels  \n")
+    words = ("auto", "car")
     (root / "index.noun").write_text("".join(f"{word} n 1 0 1 1 00000000  \n" for word in words))
     (root / "index.sense").write_text("".join(f"{word}%1:06:00:: 00000000 1 0\n" for word in words))
 
@@ -202,7 +202,7 @@ def test_wordnet_gives_the_full_metric_its_own_name(tmp_path: Path) -> None:
     scores = in_fresh_process(tmp_path)
     assert scores["name"] == "meteor"
     assert "meteor_exact_stem" not in scores
-    assert scores["meteor"][0] == pytest.approx(1 - 0.5 * (1 / 2) ** 3)  # car and automobile agree
+    assert scores["meteor"][0] == pytest.approx(1 - 0.5 * (1 / 2) ** 3)  # car and auto agree
 
 
 def test_wordnet_that_does_not_load_counts_as_none(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from interviewmate_utils import config
+from interviewmate_utils.parameters import SECRET_NAME
 
 NOTEBOOKS = sorted(config.NOTEBOOKS.glob("*.ipynb"))
 KEEPS_OUTPUTS = {"12_audit_claims"}  # deterministic: its outputs are committed and compared
@@ -82,7 +83,7 @@ def test_parameters_agree_with_their_class(notebook):
 
 
 def test_no_parameter_could_hold_a_secret(notebook):
-    assert not [name for name in config.parameters_cell(notebook) if config._SECRET_NAME.search(name)]
+    assert not [name for name in config.parameters_cell(notebook) if SECRET_NAME.search(name)]
 
 
 def test_opens_with_a_question_and_closes_with_limits(notebook):

@@ -22,6 +22,7 @@ from IPython.display import Markdown
 
 from interviewmate_utils import data, models, plots, provenance, results
 from interviewmate_utils.config import ROOT, PrepareData
+from interviewmate_utils.rows import DataError, read_rows, write_quarantine
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below data/processed/ and reports/
@@ -51,7 +52,7 @@ provenance.overview(params)
 
 # %%
 path = ROOT / params.raw_file
-rows, problems = data.read_rows(path, params.question_column, params.answer_column)
+rows, problems = read_rows(path, params.question_column, params.answer_column)
 vectors = data.embed(data.load_encoder(params.encoder), [row[data.QUESTION] for row in rows])
 kept, repeats = data.drop_duplicates(rows, vectors, params.near_duplicate, path.name)
 problems += repeats
@@ -63,8 +64,8 @@ pd.DataFrame([(p.line, p.field, p.reason) for p in problems], columns=["line", "
 
 # %%
 if problems and params.strict:
-    raise data.DataError(problems)
-data.write_quarantine(problems, params.output / "quarantine.jsonl")
+    raise DataError(problems)
+write_quarantine(problems, params.output / "quarantine.jsonl")
 rows, vectors = [rows[i] for i in kept], vectors[kept]
 Markdown(f"**{len(rows)} rows** go on, **{len({p.line for p in problems})} lines** are set aside.")
 

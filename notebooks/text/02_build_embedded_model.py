@@ -171,7 +171,9 @@ tracked_model, tracked_tokenizer = models.load_model(EMBEDDED_MODEL, "cpu"), mod
 now = {n: pretrain.nats_per_character(tracked_model, tracked_tokenizer, d) for n, d in (held | {"both": both}).items()}
 
 # %%
-scores = pd.DataFrame({"built here": here, "tracked, scored here": now, "tracked, as recorded": tracked["held_out_nats_per_char"]})
+scores = pd.DataFrame(
+    {"built here": here, "tracked, scored here": now, "tracked, as recorded": tracked["held_out_nats_per_char"]}
+)
 scores["trial recipe, as recorded"] = pd.Series(trial["held_out_nats_per_char"])
 gain = 1 - tracked["held_out_nats_per_char"]["both"] / trial["held_out_nats_per_char"]["both"]
 scores.round(4)
@@ -189,7 +191,11 @@ Markdown(
 
 # %%
 fig, ax = plt.subplots()
-series = {"trial recipe": (trial["curve"], "#7F7F7F"), "tracked model": (tracked["curve"], "#0072B2"), "built here": (curve, "#D55E00")}
+series = {
+    "trial recipe": (trial["curve"], "#7F7F7F"),
+    "tracked model": (tracked["curve"], "#0072B2"),
+    "built here": (curve, "#D55E00"),
+}
 for name, (points, colour) in series.items():
     line = pd.DataFrame(points)
     ax.plot(line.tokens / 1e6, line.validation, label=name, color=colour, marker="." if len(line) < 8 else "")

@@ -86,7 +86,9 @@ ends = {"query_key_value": 1 + 3, "dense": 1 + 1, "dense_h_to_4h": 1 + 4, "dense
 shape = models.FALCON_RW_1B
 by_hand = params.rank * sum(ends[t] for t in params.target_modules) * shape["hidden_size"] * shape["num_hidden_layers"]
 assert full_trainable == by_hand, (full_trainable, by_hand)
-counts = pd.DataFrame({"trainable": [trainable, full_trainable], "all": [total, full_total]}, index=[params.model, "Falcon-RW-1B"])
+counts = pd.DataFrame(
+    {"trainable": [trainable, full_trainable], "all": [total, full_total]}, index=[params.model, "Falcon-RW-1B"]
+)
 counts.assign(share=(counts.trainable / counts["all"]).map("{:.4%}".format))
 
 # %% [markdown]

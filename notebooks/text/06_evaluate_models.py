@@ -80,7 +80,9 @@ losses = {}
 systems = {"base": None} | {f"run {name.split('_seed')[0]}": params.adapter(name) for name in params.runs}
 for name, adapter in systems.items():
     print(name)
-    generator = models.load_adapted(params.model, adapter, params.device) if adapter else models.load_model(params.model, params.device)
+    generator = (
+        models.load_adapted(params.model, adapter, params.device) if adapter else models.load_model(params.model, params.device)
+    )
     losses[name] = models.answer_loss(generator, rows, tokenizer.pad_token_id)
     answers[name] = models.generate_answers(generator, tokenizer, questions, **options)
 
@@ -189,7 +191,13 @@ Markdown("\n".join(f"- {stats.sentence(n, 'retrieval', 'ROUGE-L', row)} (explora
 
 # %%
 answers_table = pd.DataFrame({"question": questions, "reference": references} | answers)
-for name, table in {"scores": scores, "summary": summary, "verdicts": verdicts, "answers": answers_table, "means": means}.items():
+for name, table in {
+    "scores": scores,
+    "summary": summary,
+    "verdicts": verdicts,
+    "answers": answers_table,
+    "means": means,
+}.items():
     results.write_table(table, name, params.output)
 run_names = [name for name in names if name.startswith("run")]
 numbers = {f"{n.replace(' ', '_')}_rouge_l_score": wide[n].mean() for n in names}

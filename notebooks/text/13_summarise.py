@@ -20,7 +20,15 @@ import pandas as pd
 from IPython.display import Markdown
 
 from interviewmate_utils import plots, provenance, results
-from interviewmate_utils.config import EMBEDDED_MODEL, ROOT, BuildEmbeddedModel, EvaluateModels, PrepareData, Summarise, TrainLora
+from interviewmate_utils.config import (
+    EMBEDDED_MODEL,
+    ROOT,
+    BuildEmbeddedModel,
+    EvaluateModels,
+    PrepareData,
+    Summarise,
+    TrainLora,
+)
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below reports/
