@@ -45,7 +45,7 @@ def main() -> int:
     index, cosine = data.nearest(data.embed(encoder, [question]), data.embed(encoder, list(train[data.QUESTION])))
     row = train[int(index[0])]
     print(
-        f"\n\nRetrieved the training question nearest to it (cosine {cosine[0]:.2f}): {row[data.QUESTION]}\n\n{row[data.ANSWER]}"
+        f"\n\nRetrieved the nearest training question (cosine {cosine[0]:.2f}): {row[data.QUESTION]}\n\n{row[data.ANSWER]}"
     )
     return 0
 

@@ -11,98 +11,20 @@ import argparse
 import contextlib
 import fcntl
 import os
-import platform
-import signal
 import sys
-import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from . import config, provenance, tracking
+from .kernel import Kernel
 from .progress import Progress
-
-# Large tensors come and go in every step; without the first two, glibc returns their pages to the system each time
-# (3,400 against 5,800 tokens/s in pretraining on two cores). Other C libraries ignore them.
-KERNEL_ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONWARNINGS": "ignore:IProgress not found,ignore:`is_gradient_checkpointing`",
-    "PYTHONHASHSEED": "0",
-}
 
 
 class RunError(RuntimeError):
     """The notebook did not run to its end; the text is the reason, for people."""
-
-
-@dataclass
-class Kernel:
-    """A kernel process of our own over IPC (TCP where there is none), watched for memory and time."""
-
-    timeout_s: float
-    peak_memory_gb: float = 0.0
-    timed_out: bool = False
-    manager: Any = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> "Kernel":
-        from jupyter_client.manager import AsyncKernelManager
-
-        self._folder = tempfile.TemporaryDirectory(prefix="im-")  # short: a socket's path has 107 characters at most
-        self.manager = AsyncKernelManager(kernel_name="python3", connection_file=f"{self._folder.name}/kernel.json")
-        if platform.system() != "Windows":
-            self.manager.transport = "ipc"
-        threading.Thread(target=self._watch, daemon=True).start()
-        return self
-
-    @property
-    def process(self) -> Any:
-        """The kernel's `subprocess.Popen`; None until nbclient has started it."""
-        return getattr(self.manager.provisioner, "process", None)
-
-    def _watch(self) -> None:
-        import psutil
-
-        deadline = time.monotonic() + self.timeout_s
-        while not self._stop.wait(0.25):
-            with contextlib.suppress(psutil.Error, AttributeError):
-                kernel = psutil.Process(self.process.pid)
-                family = [kernel, *kernel.children(recursive=True)]
-                self.peak_memory_gb = max(self.peak_memory_gb, sum(p.memory_info().rss for p in family) / 1e9)
-                if time.monotonic() > deadline:
-                    self.timed_out = True
-                    kernel.kill()
-                    return
-
-    @property
-    def dead(self) -> bool:
-        return self.timed_out or (bool(self.process) and self.process.poll() is not None)
-
-    def death(self) -> str:
-        """Why the kernel is gone, in words."""
-        if self.timed_out:
-            return f"time-out: stopped after {self.timeout_s:.0f} s (raise --timeout to allow more)"
-        code, memory = self.process.poll(), f"peak memory {self.peak_memory_gb:.1f} GB"
-        if code < 0:
-            name = signal.Signals(-code).name
-            guess = "; most likely out of memory" if name == "SIGKILL" else ""
-            return f"kernel killed by {name}{guess} ({memory})"
-        return f"kernel died with exit code {code} ({memory})"
-
-    def __exit__(self, *_error: object) -> None:
-        self._stop.set()
-        if self.process:
-            with contextlib.suppress(ProcessLookupError):  # the kernel leads a session: this takes what it started, too
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-        self._folder.cleanup()
 
 
 def collect_parameters(notebook: Path, files: list[Path], pairs: list[tuple[str, str]]) -> tuple[dict, Any]:
@@ -143,7 +65,6 @@ def _execute(notebook: Path, draft: Path, overrides: dict, timeout_s: float, pro
     def started(cell: Any, cell_index: int, **_: Any) -> None:
         progress.cell(cell_index, cell)
 
-    os.environ.update(KERNEL_ENVIRONMENT)
     with Kernel(timeout_s) as kernel:
         try:
             papermill.execute_notebook(

@@ -97,6 +97,7 @@ def sentence(system: str, base: str, metric: str, row: Mapping) -> str:
     outcome = f"not distinguishable from {base}" if row["verdict"] == NOT_DISTINGUISHABLE else f"{row['verdict']} than {base}"
     return (
         f"{system[0].upper()}{system[1:]} is {outcome} on {metric}: difference {row['difference']:+.3f} "
-        f"(95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']:.0f}), permutation p = {row['p_holm']:.4f} after Holm, d_z = {row['d_z']:.2f}; "
+        f"(95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']:.0f}), "
+        f"permutation p = {row['p_holm']:.4f} after Holm, d_z = {row['d_z']:.2f}; "
         f"the smallest effect this sample could have shown is d_z = {row['detectable_d']:.2f}."
     )

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -168,7 +167,7 @@ def test_scores_follow_their_items(table) -> None:
 
 
 def test_unequal_numbers_are_refused_and_leave_nothing_behind(table) -> None:
-    with pytest.raises(ValueError, match="20.*19"):
+    with pytest.raises(ValueError, match=r"\(20\).*\(19\)"):
         metrics.score_items(PREDICTIONS, REFERENCES[:19])
     assert metrics.score_items(PREDICTIONS, REFERENCES).equals(table)
 
@@ -224,4 +223,3 @@ def test_the_child_would_notice_the_network() -> None:
     code = CHILD.replace("from interviewmate_utils import metrics", "socket.create_connection(('localhost', 9))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "the network was asked for" in done.stderr
-    assert socket.socket.connect is not None

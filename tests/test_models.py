@@ -1,0 +1,373 @@
+"""Loading models, from folders and from a hub cache, and generating with them."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import corpus_rows, parrot, save_tiny
+from transformers import AutoModelForCausalLM
+
+from interviewmate_utils import config, data, lora, models, pretrain
+
+REVISION = "e4b9872bb803165eb22f0a867d4e6a64d34fce19"
+FALCON = f"tiiuae/falcon-rw-1b@{REVISION}"
+QUESTIONS = [
+    "Why does dropout help?",
+    "What is the difference between bagging and boosting, and when would you prefer one of them in production?",
+    "How do you choose k?",
+    "Explain the bias-variance trade-off to a product manager who has never trained a model.",
+    "What does a confusion matrix show?",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path):
+    return models.load_model(str(folder), "cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path):
+    return models.load_tokenizer(str(folder))
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer) -> list[dict]:
+    return [row | data.tokenise(row, tokenizer, 96) for row in corpus_rows(9)]
+
+
+def answers(model, tokenizer, questions=QUESTIONS, max_new_tokens=24, batch_size=8, penalty=1.0) -> list[str]:
+    return models.generate_answers(model, tokenizer, questions, max_new_tokens, batch_size, penalty, report=lambda _: None)
+
+
+# --- errors for people
+
+
+@pytest.mark.parametrize("name", ["data/models/nosuch", "./nosuch", "/nosuch/model"])
+def test_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(models.ModelError, match=f"{name}: no such folder"):
+        models.load_tokenizer(name)
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "not a model", "https://huggingface.co/gpt2", "a/b@", "../../etc/passwd"])
+def test_nonsense_is_neither_folder_nor_id(name: str) -> None:
+    with pytest.raises(models.ModelError, match=r"no such folder|neither a folder nor a Hugging Face id"):
+        models.load_model(name, "cpu")
+
+
+def test_locate_tells_folders_from_ids(folder: Path) -> None:
+    assert models.locate(str(folder)) == (str(folder), {})
+    assert models.locate(FALCON) == ("tiiuae/falcon-rw-1b", {"revision": REVISION})
+    assert models.locate("gpt2") == ("gpt2", {})
+
+
+def test_folder_without_a_model_is_an_error_for_people(tmp_path: Path) -> None:
+    for load in (models.load_model, models.load_tokenizer):
+        with pytest.raises(models.ModelError, match=f"{tmp_path}: cannot be loaded"):
+            load(str(tmp_path))
+
+
+def test_damaged_weights_are_an_error_for_people(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(models.ModelError, match="damaged: cannot be loaded"):
+        models.load_model(str(tmp_path / "damaged"), "cpu")
+
+
+def test_code_in_a_model_folder_never_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if somebody, or a pipe, says yes to transformers' question."""
+    hostile = tmp_path / "hostile"
+    shutil.copytree(folder, hostile)
+    (hostile / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((hostile / name).read_text()) | {"model_type": "hostile", "tokenizer_class": "Trap"}
+        settings["auto_map"] = {"AutoConfig": "trap.Trap", "AutoTokenizer": ["trap.Trap", None], "AutoModelForCausalLM": "trap.Trap"}
+        (hostile / name).write_text(json.dumps(settings))
+    for load in (models.load_tokenizer, models.load_model):
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+        with pytest.raises(models.ModelError, match="hostile: cannot be loaded"):
+            load(str(hostile))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_missing_adapter_names_the_notebook(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(models.ModelError, match=r"no adapter; run notebooks/04_train_lora\.ipynb"):
+        models.load_adapted(str(folder), tmp_path, "cpu")
+
+
+# --- device and data type
+
+
+def test_absent_device_is_an_error_that_names_those_present() -> None:
+    absent = [n for n, here in {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.items() if not here]
+    for name in [*absent, "tpu"]:
+        with pytest.raises(models.ModelError, match=f"'{name}' is not available here; there is .*cpu"):
+            models.pick_device(name)
+    assert models.pick_device("cpu") == "cpu"
+    assert models.pick_device("auto") == ("cpu" if len(absent) == 2 else models.pick_device({"cuda", "mps"}.difference(absent).pop()))
+
+
+def test_small_models_stay_in_float32_on_a_cpu(model) -> None:
+    assert models.pick_dtype("cpu", 1023) == torch.float32 == model.dtype
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads the processor's flags from /proc/cpuinfo")
+def test_large_models_take_bf16_where_the_processor_has_it() -> None:
+    flags = Path("/proc/cpuinfo").read_text()
+    has_bf16 = "avx512_bf16" in flags or "amx_tile" in flags
+    assert models.pick_dtype("cpu", 2048) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+# --- a hub cache, as `huggingface_hub` lays it out
+
+
+def fill_cache(home: Path, source: Path, *, safetensors: bool) -> None:
+    """tiiuae/falcon-rw-1b as a download at REVISION leaves it: its own older file formats, and code that must not run."""
+    repository = home / "hub" / "models--tiiuae--falcon-rw-1b"
+    snapshot = repository / "snapshots" / REVISION
+    shutil.copytree(source, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(REVISION)
+    settings = json.loads((source / "config.json").read_text())
+    settings["torch_dtype"] = settings.pop("dtype", "float32")
+    settings |= {"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.27.4"}
+    code = {"AutoConfig": "configuration_falcon.FalconConfig", "AutoModelForCausalLM": "modeling_falcon.FalconForCausalLM"}
+    (snapshot / "config.json").write_text(json.dumps(settings | {"auto_map": code}))
+    (snapshot / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    for name in ("configuration_falcon.py", "modeling_falcon.py"):
+        (snapshot / name).write_text("raise SystemExit('code from the hub was run')\n")
+    tokens = json.loads((source / "tokenizer_config.json").read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (snapshot / "tokenizer_config.json").write_text(json.dumps(tokens))
+    if not safetensors:
+        torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
+        (snapshot / "model.safetensors").unlink()
+
+
+def offline(home: Path, *command: object) -> subprocess.CompletedProcess:
+    """Run Python with `home` as the hub's cache and no network."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(config.ROOT)}
+    return subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, check=False)
+
+
+LOAD_FROM_HUB = """
+import json, sys
+from pathlib import Path
+from interviewmate_utils import lora, models
+model, question, folder = sys.argv[1:]
+texts = []
+for wrong in ("nobody/nothing", model.split("@")[0] + "@" + "0" * 40):
+    try:
+        models.load_model(wrong, "cpu")
+    except models.ModelError as error:
+        texts.append(str(error))
+tokenizer = models.load_tokenizer(model)
+base = models.load_model(model, "cpu")
+answer = models.generate_answers(base, tokenizer, [question], 16, 1, report=lambda _: None)
+adapted = lora.add_lora(base, 8, 16, 0.0, ["query_key_value"])
+lora.save_adapter(adapted, Path(folder))
+again = models.generate_answers(models.load_adapted(model, Path(folder), "cpu"), tokenizer, [question], 16, 1, report=lambda _: None)
+print(json.dumps([texts, answer, again, lora.count_parameters(adapted)]))
+"""
+
+
+def test_falcon_rw_1b_loads_by_name_from_a_cache(folder: Path, model, tokenizer, tmp_path: Path) -> None:
+    fill_cache(tmp_path / "home", folder, safetensors=True)
+    done = offline(tmp_path / "home", "-c", LOAD_FROM_HUB, FALCON, QUESTIONS[1], tmp_path / "adapter")
+    assert done.returncode == 0, done.stderr
+    (unknown, other_revision), answer, again, (trainable, _) = json.loads(done.stdout.splitlines()[-1])
+    assert "nobody/nothing: cannot be loaded" in unknown
+    assert "needs a network once, or a filled cache with HF_HUB_OFFLINE=1" in unknown
+    assert "0" * 40 in other_revision
+    assert answer == again == answers(model, tokenizer, [QUESTIONS[1]], 16)  # a fresh adapter changes nothing
+    assert trainable == 2 * 8 * (32 + 96)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiiuae/falcon-rw-1b"
+
+
+def test_checkpoint_without_safetensors_is_converted_once(folder: Path, model, tokenizer, tmp_path: Path) -> None:
+    """The real repository holds only pytorch_model.bin at this revision."""
+    fill_cache(tmp_path / "home", folder, safetensors=False)
+    script = f"from interviewmate_utils import models; models.load_model({FALCON!r}, 'cpu')"
+    refused = offline(tmp_path / "home", "-c", script)
+    assert refused.returncode == 1
+    assert f"python -m interviewmate_utils.models {FALCON} data/models/falcon-rw-1b" in refused.stderr.splitlines()[-1]
+
+    converted = tmp_path / "converted"
+    done = offline(tmp_path / "home", "-m", "interviewmate_utils.models", FALCON, converted)
+    assert done.returncode == 0, done.stderr
+    assert str(converted) in done.stdout
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == ["", ""], "a draft is left behind"
+    assert not list(converted.glob("*.bin"))
+    loaded = models.load_model(str(converted), "cpu")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert answers(loaded, models.load_tokenizer(str(converted))) == answers(model, tokenizer)
+
+    wrong = offline(tmp_path / "home", "-m", "interviewmate_utils.models", "nobody/nothing", tmp_path / "nothing")
+    assert wrong.returncode == 2
+    assert "nobody/nothing: cannot be loaded" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    assert not (tmp_path / "nothing").exists()
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_conversion_runs_no_code_from_a_pickle(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "hostile")
+    (tmp_path / "hostile" / "model.safetensors").unlink()
+    weights = torch.nn.Linear(1, 1).state_dict() | {"trap": Trap(tmp_path / "sprung")}
+    torch.save(weights, tmp_path / "hostile" / "pytorch_model.bin")
+    with pytest.raises(models.ModelError, match="hostile: cannot be loaded"):
+        models.convert_to_safetensors(str(tmp_path / "hostile"), tmp_path / "out")
+    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "out").exists()
+
+
+# --- generation
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_batches_answer_as_one_by_one(model, tokenizer, batch_size: int, penalty: float) -> None:
+    """Left padding must change nothing, neither through ALiBi nor through the penalty on repeated tokens."""
+    alone = [answers(model, tokenizer, [q], penalty=penalty)[0] for q in QUESTIONS]
+    assert len(set(alone)) == len(alone)  # the model has an answer of its own to each: the order is theirs
+    assert answers(model, tokenizer, batch_size=batch_size, penalty=penalty) == alone
+    assert answers(model, tokenizer, QUESTIONS[::-1], batch_size=batch_size, penalty=penalty) == alone[::-1]
+
+
+def test_greedy_answer_is_the_argmax_of_the_full_forward_pass(model, tokenizer) -> None:
+    """The KV cache changes nothing: token by token without it, the same words."""
+    for question in QUESTIONS:
+        ids = tokenizer(data.PROMPT.format(question=question), return_tensors="pt")["input_ids"]
+        width = ids.shape[1]
+        with torch.inference_mode():
+            for _ in range(16):
+                ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        said = tokenizer.decode(ids[0, width:]).split(tokenizer.eos_token)[0].split("\nQuestion:")[0].strip()
+        assert answers(model, tokenizer, [question], 16)[0] == said
+
+
+def test_repetition_is_penalised_in_the_answer_and_not_against_the_question(tokenizer) -> None:
+    """A word of the question may well belong into its answer."""
+    said, other = (tokenizer(word)["input_ids"] for word in (" a", " b"))
+    talker = parrot(tokenizer, said)
+    with torch.no_grad():  # after " a" comes " a" again, narrowly before " b"
+        talker.lm_head.weight[said[0], said[0]], talker.lm_head.weight[other[0], said[0]] = 1.0, 0.9
+    assert answers(talker, tokenizer, ["Why?"], 4)[0] == "a a a a"
+    assert answers(talker, tokenizer, ["Is it a a a a?"], 2, penalty=1.3)[0] == "a b"
+
+
+def script_of(tokenizer, text: str) -> list[int]:
+    ids = tokenizer(text)["input_ids"]
+    assert len(set(ids)) == len(ids)
+    return ids
+
+
+def test_answer_ends_at_the_end_of_text(tokenizer) -> None:
+    words = script_of(tokenizer, " the model is good")
+    assert answers(parrot(tokenizer, [*words, tokenizer.eos_token_id]), tokenizer, ["Why?", "How so?"]) == ["the model is good"] * 2
+
+
+def test_answer_ends_at_max_new_tokens(tokenizer) -> None:
+    words = script_of(tokenizer, " the model is good")
+    for n in (1, 2, 3):
+        assert answers(parrot(tokenizer, words), tokenizer, ["Why?"], n) == [tokenizer.decode(words[:n]).strip()]
+
+
+def test_answer_ends_where_the_model_asks_itself(tokenizer) -> None:
+    words = script_of(tokenizer, " the model is good\nQuestion:")
+    talker, lengths = parrot(tokenizer, words), []
+    talker.register_forward_hook(lambda _module, _inputs, output: lengths.append(output.logits.shape[1]))
+    assert answers(talker, tokenizer, ["Why?"], 400) == ["the model is good"]
+    assert "".join(models.stream_answer(talker, tokenizer, "Why?", 400, 1.0)) == "the model is good"
+    assert len(lengths) <= 2 * (len(words) + 2), "it went on generating what nobody reads"
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_streamed_answer_is_the_generated_one(model, tokenizer, penalty: float) -> None:
+    for question in QUESTIONS:
+        pieces = list(models.stream_answer(model, tokenizer, question, 24, penalty))
+        assert "".join(pieces) == answers(model, tokenizer, [question], penalty=penalty)[0]
+        assert len(pieces) > 1
+
+
+@pytest.mark.timeout(60)
+def test_streaming_passes_an_error_on_and_does_not_hang(model, tokenizer) -> None:
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        list(models.stream_answer(model, tokenizer, "Why?", 0, 1.0))
+
+
+def test_merged_adapter_computes_what_the_unmerged_does(folder: Path, tmp_path: Path, rows: list[dict]) -> None:
+    adapted = lora.add_lora(models.load_model(str(folder), "cpu"), 4, 8, 0.1, ["query_key_value", "dense_h_to_4h"]).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+    lora.save_adapter(adapted, tmp_path / "adapter")
+    merged = models.load_adapted(str(folder), tmp_path / "adapter", "cpu")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    ids = torch.tensor([rows[0]["input_ids"]])
+    with torch.inference_mode():
+        unmerged, bare = adapted(input_ids=ids).logits, models.load_model(str(folder), "cpu")(input_ids=ids).logits
+        torch.testing.assert_close(merged(input_ids=ids).logits, unmerged, rtol=1e-4, atol=1e-4)
+    assert (unmerged - bare).abs().max() > 0.1  # the adapter does something
+
+
+# --- loss of the answers
+
+
+def test_answer_loss_is_that_of_transformers(model, rows: list[dict]) -> None:
+    for row, (total, count) in zip(rows, models.answer_loss(model, rows, 0), strict=True):
+        with torch.inference_mode():
+            own = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.item()
+        assert count == row["answer_tokens"]
+        assert total / count == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_answer_loss_does_not_depend_on_the_batch(model, rows: list[dict], batch_size: int) -> None:
+    together, apart = (models.answer_loss(model, rows, 0, size) for size in (len(rows), batch_size))
+    assert [n for _, n in together] == [n for _, n in apart]
+    assert [s for s, _ in together] == pytest.approx([s for s, _ in apart], rel=1e-5)
+
+
+def test_answer_loss_leaves_the_prompt_out(model, rows: list[dict]) -> None:
+    """Hand-computed: a prompt whose tokens were labelled would give another sum."""
+    row = rows[0]
+    start = len(row["input_ids"]) - row["answer_tokens"]
+    with torch.inference_mode():
+        chances = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+    by_hand = -sum(chances[i - 1, row["input_ids"][i]].item() for i in range(start, len(row["input_ids"])))
+    assert models.answer_loss(model, [row], 0)[0][0] == pytest.approx(by_hand, rel=1e-5)
+    everything = row | {"labels": row["input_ids"]}
+    assert models.answer_loss(model, [everything], 0)[0][0] > by_hand * 1.1
+
+
+def test_full_size_configuration_has_the_module_names_of_the_small_one(model) -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    with torch.device("meta"):
+        full = FalconForCausalLM(FalconConfig(**models.FALCON_RW_1B))
+    assert {n.split(".h.")[-1][2:] for n, _ in full.named_modules() if ".h.1." in n} == {
+        n.split(".h.")[-1][2:] for n, _ in model.named_modules() if ".h.1." in n
+    }
+    assert isinstance(AutoModelForCausalLM.from_config(pretrain.build_falcon(300, 32, 1, 4, 0.0, 0).config), FalconForCausalLM)

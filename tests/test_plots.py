@@ -1,0 +1,148 @@
+"""Figures look alike everywhere and are the same file for the same data; texts in tables stay texts."""
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from interviewmate_utils import plots
+
+SYSTEMS = ("base", "retrieval", "run A", "run B", "run C", "enhanced")
+PARTS = ("train", "validation", "test")
+MEANS = pd.DataFrame({"mean": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.2, 0.25]}, index=["base", "run A"])
+DRAW = """
+import sys; from pathlib import Path
+import matplotlib; matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from interviewmate_utils import plots
+figure, axes = plt.subplots()
+axes.plot([1, 2, 3], [3, 1, 2], label="a", clip_on=True); axes.legend(); axes.set_xlabel("steps")
+plots.save(figure, "line", Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_settings():
+    with mpl.rc_context(), pd.option_context("display.max_colwidth", 50):
+        yield
+    plt.close("all")
+
+
+class Cells(HTMLParser):
+    """Texts of the cells as a browser would show them, and every tag met."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.cells = set(), []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.add(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+        elif tag == "br":
+            self.cells[-1] += "\n"
+
+    def handle_data(self, text: str) -> None:
+        if self.cells and self.lasttag in ("td", "th", "br"):
+            self.cells[-1] += text
+
+
+def line() -> plt.Figure:
+    figure, axes = plt.subplots()
+    plots.interval_bars(MEANS, "mean", "low", "high", "ROUGE-L F1", axes)
+    return figure
+
+
+def test_published_colours_stay() -> None:
+    # reports already published use these: a change makes an old figure and a new one disagree
+    expected = {"base": "#7F7F7F", "retrieval": "#E69F00", "run A": "#0072B2", "run B": "#009E73", "run C": "#CC79A7"}
+    expected |= {"enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+    assert {name: plots.colour(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("group", [SYSTEMS, PARTS, plots.PALETTE])
+def test_colours_within_a_figure_are_unique(group: tuple) -> None:
+    assert len({plots.colour(name) if group is not plots.PALETTE else name for name in group}) == len(group)
+
+
+def test_any_name_has_a_colour_that_lasts() -> None:
+    for name in ("falcon", "", "é", "run Z"):
+        assert plots.colour(name) in plots.PALETTE
+    code = "from interviewmate_utils import plots; print(plots.colour('falcon'))"
+    found = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
+    assert found == {plots.colour("falcon") + "\n"}
+
+
+def test_save_writes_both_formats(tmp_path: Path) -> None:
+    plots.save(line(), "bars", tmp_path)
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["bars.png", "bars.svg"]
+    assert (tmp_path / "figures/bars.png").read_bytes().startswith(b"\x89PNG")
+    svg = (tmp_path / "figures/bars.svg").read_text()
+    assert "<svg" in svg
+    assert "dc:date" not in svg
+
+
+@pytest.mark.parametrize("prepare", [plots.setup, lambda: None])
+def test_same_figure_same_file(tmp_path: Path, prepare) -> None:
+    prepare()
+    for folder in ("one", "two"):
+        plots.save(line(), "bars", tmp_path / folder)
+    one, two = ((tmp_path / f / "figures/bars.svg").read_bytes() for f in ("one", "two"))
+    assert one == two
+    changed = line()
+    changed.axes[0].set_xlabel("other")
+    plots.save(changed, "bars", tmp_path / "two")
+    assert (tmp_path / "two/figures/bars.svg").read_bytes() != one
+
+
+def test_same_figure_same_file_in_another_process(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        subprocess.run([sys.executable, "-c", DRAW, str(tmp_path / folder)], check=True)
+    one, two = ((tmp_path / f / "figures/line.svg").read_bytes() for f in ("one", "two"))
+    assert one == two
+
+
+def test_interval_bars_show_the_numbers(tmp_path: Path) -> None:
+    axes = line().axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["base", "run A"]
+    assert axes.get_ylim() == (1.5, -0.5), "the first row is on top"
+    assert axes.get_xlabel() == "ROUGE-L F1"
+    bars = axes.containers
+    assert [mpl.colors.to_hex(b.lines[0].get_color()).upper() for b in bars] == ["#7F7F7F", "#0072B2"]
+    ends = [b.lines[2][0].get_segments()[0][:, 0].tolist() for b in bars]
+    assert ends == [pytest.approx([0.05, 0.2]), pytest.approx([0.1, 0.25])]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        '<img src=x onerror="alert(1)">',
+        "a < b && c > d",
+        "&lt;b&gt; stays as written",
+        "two\nlines",
+        r"print('\n') keeps its backslash",
+        "long " * 200 + "end",
+    ],
+)
+def test_texts_are_shown_as_written(text: str) -> None:
+    plots.setup()
+    html = plots.show_texts(pd.DataFrame({"answer": [text], "left out": ["x"], "n": [1]}), ["answer", "n"]).data
+    shown = Cells(html)
+    assert shown.cells == ["answer", "n", text, "1"]
+    assert shown.tags <= {"table", "thead", "tbody", "tr", "th", "td", "br"}
+
+
+def test_column_names_are_texts_too() -> None:
+    html = plots.show_texts(pd.DataFrame({"<script>": ["x"]}), ["<script>"]).data
+    assert Cells(html).cells == ["<script>", "x"]
+    assert "<script>" not in html
