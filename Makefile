@@ -2,9 +2,13 @@
 PROFILE ?= embedded
 PYTHON ?= python3
 WHEELHOUSE ?=
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --quiet
+PIP := $(PY) -m pip --disable-pip-version-check
+# pip's several hundred lines as a few
+SHORT := awk '/^ *(Collecting|Processing)/ && ++n % 40 == 0 {print "  " n " packages found"} /^Installing/ {print "  installing ..."} {fflush()}'
 SOURCE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
 export PROFILE Q
 .DEFAULT_GOAL := help
@@ -24,7 +28,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "Setting up $(VENV) (about two minutes, once) ..."
 	@if [ -e $(VENV)/.installing ] || [ ! -x $(PY) ]; then rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi
 	@touch $(VENV)/.installing
-	@$(PIP) install $(SOURCE) -c requirements.lock -e '.[test]'
+	@$(PIP) install $(SOURCE) -c requirements.lock -e '.[test]' | $(SHORT)
 	@rm $(VENV)/.installing && touch $@
 
 report: setup  ## run every notebook that needs it and build the site
@@ -48,7 +52,7 @@ publish: setup  ## copy the report's table and figures to reports/published/ and
 	@$(PY) -m interviewmate_utils.publish $(PROFILE)
 
 wheelhouse: setup  ## fill wheelhouse/ for set-ups without a network: WHEELHOUSE=wheelhouse make report
-	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test]' 'setuptools>=77' && rm -f wheelhouse/interviewmate_utils-*.whl
+	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test]' 'setuptools>=77' | $(SHORT) && rm -f wheelhouse/interviewmate_utils-*.whl
 
 lock:  ## renew requirements.lock from a fresh environment
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet -e '.[test]'

@@ -60,7 +60,9 @@ def test_missing_folder_is_named(name: str) -> None:
         models.load_tokenizer(name)
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "not a model", "https://huggingface.co/gpt2", "a/b@", "../../etc/passwd"])
+@pytest.mark.parametrize(
+    "name", ["", "a/b/c", "not a model", "https://huggingface.co/gpt2", "a/b@", "@main", "../../etc/passwd"]
+)
 def test_nonsense_is_neither_folder_nor_id(name: str) -> None:
     with pytest.raises(models.ModelError, match=r"no such folder|neither a folder nor a Hugging Face id"):
         models.load_model(name, "cpu")
@@ -93,7 +95,11 @@ def test_code_in_a_model_folder_never_runs(folder: Path, tmp_path: Path, monkeyp
     (hostile / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((hostile / name).read_text()) | {"model_type": "hostile", "tokenizer_class": "Trap"}
-        settings["auto_map"] = {"AutoConfig": "trap.Trap", "AutoTokenizer": ["trap.Trap", None], "AutoModelForCausalLM": "trap.Trap"}
+        settings["auto_map"] = {
+            "AutoConfig": "trap.Trap",
+            "AutoTokenizer": ["trap.Trap", None],
+            "AutoModelForCausalLM": "trap.Trap",
+        }
         (hostile / name).write_text(json.dumps(settings))
     for load in (models.load_tokenizer, models.load_model):
         monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
@@ -111,12 +117,16 @@ def test_missing_adapter_names_the_notebook(folder: Path, tmp_path: Path) -> Non
 
 
 def test_absent_device_is_an_error_that_names_those_present() -> None:
-    absent = [n for n, here in {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.items() if not here]
+    absent = [
+        n for n, here in {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.items() if not here
+    ]
     for name in [*absent, "tpu"]:
         with pytest.raises(models.ModelError, match=f"'{name}' is not available here; there is .*cpu"):
             models.pick_device(name)
     assert models.pick_device("cpu") == "cpu"
-    assert models.pick_device("auto") == ("cpu" if len(absent) == 2 else models.pick_device({"cuda", "mps"}.difference(absent).pop()))
+    assert models.pick_device("auto") == (
+        "cpu" if len(absent) == 2 else models.pick_device({"cuda", "mps"}.difference(absent).pop())
+    )
 
 
 def test_small_models_stay_in_float32_on_a_cpu(model) -> None:
@@ -193,7 +203,10 @@ def test_falcon_rw_1b_loads_by_name_from_a_cache(folder: Path, model, tokenizer,
     assert "0" * 40 in other_revision
     assert answer == again == answers(model, tokenizer, [QUESTIONS[1]], 16)  # a fresh adapter changes nothing
     assert trainable == 2 * 8 * (32 + 96)
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiiuae/falcon-rw-1b"
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "tiiuae/falcon-rw-1b"
+    )
 
 
 def test_checkpoint_without_safetensors_is_converted_once(folder: Path, model, tokenizer, tmp_path: Path) -> None:
@@ -266,14 +279,36 @@ def test_greedy_answer_is_the_argmax_of_the_full_forward_pass(model, tokenizer) 
         assert answers(model, tokenizer, [question], 16)[0] == said
 
 
-def test_repetition_is_penalised_in_the_answer_and_not_against_the_question(tokenizer) -> None:
-    """A word of the question may well belong into its answer."""
-    said, other = (tokenizer(word)["input_ids"] for word in (" a", " b"))
-    talker = parrot(tokenizer, said)
-    with torch.no_grad():  # after " a" comes " a" again, narrowly before " b"
-        talker.lm_head.weight[said[0], said[0]], talker.lm_head.weight[other[0], said[0]] = 1.0, 0.9
-    assert answers(talker, tokenizer, ["Why?"], 4)[0] == "a a a a"
-    assert answers(talker, tokenizer, ["Is it a a a a?"], 2, penalty=1.3)[0] == "a b"
+def torn(tokenizer, script: list[int], after: int, other: int):
+    """A parrot of which, after the token `after`, `other` is nearly as likely as the script's next."""
+    talker = parrot(tokenizer, script)
+    with torch.no_grad():
+        talker.lm_head.weight[other, after] = 0.9
+    return talker
+
+
+def test_words_of_the_question_are_not_penalised(tokenizer) -> None:
+    """An answer may well take them up."""
+    (said,), (other,) = (tokenizer(word)["input_ids"] for word in (" a", " b"))
+    last = tokenizer(data.PROMPT.format(question="Why?"))["input_ids"][-1]
+    talker = torn(tokenizer, [said, tokenizer.eos_token_id], last, other)
+    assert answers(talker, tokenizer, ["Is it a or c?"], penalty=1.3) == ["a"]
+
+
+def test_repetition_in_the_answer_is_penalised(tokenizer) -> None:
+    (said,), (other,) = (tokenizer(word)["input_ids"] for word in (" a", " b"))
+    talker = torn(tokenizer, [said], said, other)
+    with torch.no_grad():
+        talker.lm_head.weight[said, said] = 1.0
+    assert answers(talker, tokenizer, ["Why?"], 3) == ["a a a"]
+    assert answers(talker, tokenizer, ["Why?"], 2, penalty=1.3) == ["a b"]
+
+
+def test_padding_does_not_count_as_a_repetition_of_the_end(tokenizer) -> None:
+    """The padding of a short question is the end-of-text token: penalised, the answer would go on."""
+    (said,), (other,) = (tokenizer(word)["input_ids"] for word in (" a", " b"))
+    talker = torn(tokenizer, [said, tokenizer.eos_token_id], said, other)
+    assert answers(talker, tokenizer, ["Why?", QUESTIONS[1]], 4, penalty=1.3) == ["a", "a"]
 
 
 def script_of(tokenizer, text: str) -> list[int]:
@@ -284,7 +319,10 @@ def script_of(tokenizer, text: str) -> list[int]:
 
 def test_answer_ends_at_the_end_of_text(tokenizer) -> None:
     words = script_of(tokenizer, " the model is good")
-    assert answers(parrot(tokenizer, [*words, tokenizer.eos_token_id]), tokenizer, ["Why?", "How so?"]) == ["the model is good"] * 2
+    assert (
+        answers(parrot(tokenizer, [*words, tokenizer.eos_token_id]), tokenizer, ["Why?", "How so?"])
+        == ["the model is good"] * 2
+    )
 
 
 def test_answer_ends_at_max_new_tokens(tokenizer) -> None:

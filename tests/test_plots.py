@@ -41,18 +41,22 @@ class Cells(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.tags, self.cells = set(), []
+        self.tags, self.cells, self.inside = set(), [], False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.tags.add(tag)
         if tag in ("td", "th"):
             self.cells.append("")
+            self.inside = True
         elif tag == "br":
             self.cells[-1] += "\n"
 
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
     def handle_data(self, text: str) -> None:
-        if self.cells and self.lasttag in ("td", "th", "br"):
+        if self.inside:
             self.cells[-1] += text
 
 

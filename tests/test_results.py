@@ -1,7 +1,6 @@
 """What a run measured is validated, written whole or not at all, and read back as it was."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,14 @@ def record(**changes: object) -> dict:
 
 
 def test_round_trip(parameters: config.Parameters) -> None:
-    path = results.write_results(parameters, GOOD, headline="ROUGE-L is 0.2 – “not much”", caveat="small")
+    path = results.write_results(parameters, GOOD, headline="ROUGE-L is 0.2 ± 0.1, “not much”", caveat="small")
     assert path == parameters.output / "results.json"
     found = results.read_results(parameters.output)
     assert found.metrics == GOOD
     assert isinstance(found.metrics["items_count"], int)
     assert (found.profile, found.seed, found.model) == ("mine", 7, "")
-    assert found.headline == "ROUGE-L is 0.2 – “not much”"
-    assert "–" in path.read_text(encoding="utf-8"), "people read the file too"
+    assert found.headline == "ROUGE-L is 0.2 ± 0.1, “not much”"
+    assert "±" in path.read_text(encoding="utf-8"), "people read the file too"
     assert json.loads(path.read_text(encoding="utf-8")) == found.model_dump()
 
 
@@ -50,7 +49,7 @@ def test_metric_without_a_unit_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_value_that_is_not_finite_is_refused_by_name(value: float) -> None:
-    with pytest.raises(ValidationError, match="metric 'latency_ms' is .*leave out"):
+    with pytest.raises(ValidationError, match=r"metric 'latency_ms' is .*leave out"):
         results.Results(**record(metrics=GOOD | {"latency_ms": value}))
 
 
@@ -87,7 +86,7 @@ def test_readers_see_the_old_file_or_the_new_one(parameters: config.Parameters) 
         results.write_results(parameters, GOOD | {"latency_ms": 1.0})
         assert json.load(reader)["metrics"]["latency_ms"] == 12.5
     assert results.read_results(parameters.output).metrics["latency_ms"] == 1.0
-    assert os.listdir(parameters.output) == ["results.json"], "nothing is left beside it"
+    assert [*parameters.output.iterdir()] == [path], "nothing is left beside it"
 
 
 def test_broken_file_is_refused(parameters: config.Parameters) -> None:
