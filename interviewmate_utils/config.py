@@ -18,6 +18,7 @@ from .parameters import ParameterError, one_line, parameters_cell, parse_yaml, v
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 EMBEDDED_MODEL = "data/models/embedded"
+TRIAL_RECORD = "data/models/trial_recipe/training.json"  # what the tracked weights are compared with
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -100,7 +101,8 @@ class BuildEmbeddedModel(Parameters):
     average_from: Annotated[float, Field(ge=0, lt=1)]
 
     def inputs(self) -> list[Path]:
-        return local_model_files(EMBEDDED_MODEL)
+        read = (EMBEDDED_MODEL, TRIAL_RECORD)
+        return [ROOT / name for name in read if not (self.build_dir and name.startswith(self.build_dir))]
 
 
 class TrainLora(Parameters):
@@ -172,7 +174,7 @@ def local_model_files(model: str) -> list[Path]:
 
 def made_by(path: Path) -> str:
     """Stem of the notebook that writes `path`, an input of another; empty for what no notebook makes."""
-    if path.is_relative_to(ROOT / EMBEDDED_MODEL):
+    if path.is_relative_to(ROOT / "data" / "models"):
         return BuildEmbeddedModel.stem
     if path.is_relative_to(ROOT / "data" / "processed"):
         return PrepareData.stem

@@ -15,7 +15,7 @@ def _adapter(profile: str) -> Path | None:
 
 def main() -> int:
     """Stream the model's answer to `$Q`, then print the nearest training question's. Exit code 2 says what is missing."""
-    profile, question = os.environ.get("PROFILE", "embedded"), os.environ.get("Q", "").strip()
+    profile, question = os.environ.get("PROFILE") or "embedded", os.environ.get("Q", "").strip()
     if not question:
         print('Ask something: make ask Q="Why does dropout reduce overfitting?"', file=sys.stderr)
         return 2
@@ -24,30 +24,37 @@ def main() -> int:
         print(f"Profile '{profile}' has no trained run yet. Run: make report PROFILE={profile}", file=sys.stderr)
         return 2
 
-    import json
+    from . import models
 
+    try:
+        _answer(profile, question, adapter, processed)
+    except (models.ModelError, config.ParameterError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _answer(profile: str, question: str, adapter: Path, processed: Path) -> None:
     from . import data, models
 
-    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-    settings = config.read_parameters(config.NOTEBOOKS / "params" / "profiles" / f"{profile}.yaml", config.EvaluateModels.stem)
-    model = models.load_adapted(settings.get("model", base), adapter)
-    tokenizer = models.load_tokenizer(settings.get("model", base))
+    stem = config.EvaluateModels.stem  # the same settings as the answers that the report judges
+    settings = config.parameters_cell(config.NOTEBOOKS / f"{stem}.ipynb")
+    settings |= config.read_parameters(config.NOTEBOOKS / "params" / "profiles" / f"{profile}.yaml", stem)
+    name = settings["model"]
+    model, tokenizer = models.load_adapted(name, adapter, settings["device"]), models.load_tokenizer(name)
     print(f"Question  {question}\n")
-    print(f"Model     {settings.get('model', base)} with adapter {adapter.relative_to(config.ROOT)}, on {model.device}")
-    if settings.get("model") == config.EMBEDDED_MODEL:
+    print(f"Model     {name} with adapter {adapter.relative_to(config.ROOT)}, on {model.device}")
+    if name == config.EMBEDDED_MODEL:
         print("          A model this small shows the method, not a coach: do not learn from what it says.")
     print()
-    penalty = settings.get("repetition_penalty", 1.2)
-    for piece in models.stream_answer(model, tokenizer, question, settings.get("max_new_tokens", 200), penalty):
+    limits = settings["max_new_tokens"], settings["repetition_penalty"]
+    for piece in models.stream_answer(model, tokenizer, question, *limits):
         print(piece, end="", flush=True)
     train = data.load_parts(processed)["train"]
-    encoder = data.load_encoder("embedded-minilm")
+    encoder = data.load_encoder(settings["encoder"])
     index, cosine = data.nearest(data.embed(encoder, [question]), data.embed(encoder, list(train[data.QUESTION])))
     row = train[int(index[0])]
-    print(
-        f"\n\nRetrieved the nearest training question (cosine {cosine[0]:.2f}): {row[data.QUESTION]}\n\n{row[data.ANSWER]}"
-    )
-    return 0
+    print(f"\n\nRetrieved the nearest training question (cosine {cosine[0]:.2f}): {row[data.QUESTION]}\n\n{row[data.ANSWER]}")
 
 
 if __name__ == "__main__":

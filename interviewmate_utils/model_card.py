@@ -14,7 +14,9 @@ def save_build(model: "FalconForCausalLM", tokenizer: "PreTrainedTokenizerFast",
     import copy
 
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     plain = copy.deepcopy(model).to(torch.bfloat16)
     plain.config.hidden_dropout = 0.0  # a fine-tuning run sets its own, in its adapter
     plain.save_pretrained(folder)
@@ -24,6 +26,7 @@ def save_build(model: "FalconForCausalLM", tokenizer: "PreTrainedTokenizerFast",
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".md") and p.is_file())
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
     (folder / "SHA256SUMS").write_text("".join(sums))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)  # it served to resume, and the build is complete
 
 
 def verify_build(folder: Path) -> list[str]:

@@ -177,7 +177,7 @@ def pretrain(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if average_from and step >= average_from * steps:
+        if average_from and step >= min(average_from * steps, steps - 1):
             mean.update_parameters(model)
         losses.append(loss)
         if (step + 1) % every == 0 or step + 1 == steps:

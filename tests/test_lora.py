@@ -1,6 +1,5 @@
 """LoRA training: what is trained, that batching does not change it, and that a kill at any moment does not either."""
 
-import itertools
 import json
 import math
 import multiprocessing

@@ -26,7 +26,7 @@ from IPython.display import Markdown
 from transformers import FalconConfig, FalconForCausalLM
 
 from interviewmate_utils import docstrings, model_card, models, plots, pretrain, provenance, results
-from interviewmate_utils.config import EMBEDDED_MODEL, ROOT, BuildEmbeddedModel
+from interviewmate_utils.config import EMBEDDED_MODEL, ROOT, TRIAL_RECORD, BuildEmbeddedModel
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folder below reports/
@@ -166,7 +166,7 @@ model_card.save_build(model, tokenizer, build, record)
 changed = model_card.verify_build(tracked_folder)
 assert not changed, f"tracked files differ from their SHA256SUMS: {', '.join(changed)}"
 tracked = json.loads((tracked_folder / "training.json").read_text())
-trial = json.loads((tracked_folder / "trial_recipe.json").read_text())
+trial = json.loads((ROOT / TRIAL_RECORD).read_text())
 tracked_model, tracked_tokenizer = models.load_model(EMBEDDED_MODEL, "cpu"), models.load_tokenizer(EMBEDDED_MODEL)
 now = {n: pretrain.nats_per_character(tracked_model, tracked_tokenizer, d) for n, d in (held | {"both": both}).items()}
 

@@ -1,0 +1,56 @@
+"""The README's results are exactly the published copy, which is what a report wrote."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from interviewmate_utils import publish, results
+
+PUBLISHED = publish.PUBLISHED / "embedded.md"
+
+
+def test_readme_shows_the_published_block_unchanged():
+    assert publish.shown(publish.README.read_text(encoding="utf-8")) == PUBLISHED.read_text(encoding="utf-8").strip()
+
+
+def test_published_numbers_are_those_of_the_run():
+    found = results.Results.model_validate_json((publish.PUBLISHED / "embedded.json").read_text())
+    text = PUBLISHED.read_text()
+    for system in ("base", "run_A", "retrieval"):
+        assert f"| {system.replace('_', ' ')} | {found.metrics[f'{system}_rouge_l_score']:.3f} |" in text
+    for line in found.headline.split("\n"):
+        assert f"- {line}" in text
+    assert found.caveat in text, "the small model's results must be labelled as such"
+
+
+def test_published_figure_is_there_and_readable():
+    ET.parse(publish.PUBLISHED / "embedded.svg")
+
+
+def test_an_edited_number_in_the_readme_is_noticed():
+    readme = publish.README.read_text(encoding="utf-8")
+    edited = re.sub(r"(\| run A \| 0\.)\d", r"\g<1>9", readme)
+    assert edited != readme
+    assert publish.shown(edited) != PUBLISHED.read_text(encoding="utf-8").strip()
+
+
+def test_readme_without_its_marks_is_refused():
+    with pytest.raises(ValueError, match="lacks the lines"):
+        publish.shown("# A README without marks")
+
+
+def test_an_outdated_report_is_not_published(tmp_path, monkeypatch, capsys):
+    import nbformat
+
+    from interviewmate_utils import config
+
+    report = tmp_path / "reports" / "embedded" / "13_summarise.ipynb"
+    report.parent.mkdir(parents=True)
+    record = {"notebook": "notebooks/gone.ipynb"}
+    nbformat.write(nbformat.v4.new_notebook(metadata={"interviewmate": record}), report)
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    assert publish.main(["embedded"]) == 1
+    assert "out of date" in capsys.readouterr().err
+    assert json.loads((publish.PUBLISHED / "embedded.json").read_text())["profile"] == "embedded"
