@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def _answer(profile: str, question: str, adapter: Path, processed: Path) -> None:
-    from . import data, models
+    from . import answering, data, models
 
     stem = config.EvaluateModels.stem  # the same settings as the answers that the report judges
     settings = config.parameters_cell(config.NOTEBOOKS / f"{stem}.ipynb")
@@ -48,7 +48,7 @@ def _answer(profile: str, question: str, adapter: Path, processed: Path) -> None
         print("          A model this small shows the method, not a coach: do not learn from what it says.")
     print()
     limits = settings["max_new_tokens"], settings["repetition_penalty"]
-    for piece in models.stream_answer(model, tokenizer, question, *limits):
+    for piece in answering.stream_answer(model, tokenizer, question, *limits):
         print(piece, end="", flush=True)
     train = data.load_parts(processed)["train"]
     encoder = data.load_encoder(settings["encoder"])

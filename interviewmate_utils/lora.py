@@ -79,8 +79,10 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def train(trainer: "Trainer", identity: dict[str, Any]) -> bool:
-    """Train, going on from the last checkpoint of an interrupted run of the same `identity`; True if it resumed.
+def train(trainer: "Trainer", identity: dict[str, Any]) -> int:
+    """Train, going on from the last checkpoint of an interrupted run of the same `identity`.
+
+    Returns the number of input tokens that had been read before, 0 for a run from its start.
 
     Checkpoints of a run with other parameters, data or model are removed first: resuming from them would mix two runs.
     """
@@ -102,7 +104,7 @@ def train(trainer: "Trainer", identity: dict[str, Any]) -> bool:
         set_peft_model_state_dict(trainer.model, best)
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return last is not None
+    return int(state.num_input_tokens_seen) if state else 0
 
 
 def make_trainer(model: "PeftModel", dataset: Any, p: config.TrainLora, pad_id: int, folder: Path) -> "Trainer":
@@ -116,7 +118,7 @@ def make_trainer(model: "PeftModel", dataset: Any, p: config.TrainLora, pad_id: 
     from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    from .models import answer_loss
+    from .answering import answer_loss
 
     plan = schedule(len(dataset["train"]), p.epochs, p.batch_size, p.eval_steps)
     keep = {"input_ids", "labels", "length"}

@@ -6,12 +6,11 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import config
-from .data import IGNORED, PROMPT, collate
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +28,6 @@ FALCON_RW_1B = {
     "parallel_attn": False,
     "new_decoder_architecture": False,
 }
-
-
-NEXT_QUESTION = "\nQuestion:"  # where a model goes on after its answer with a question of its own
 
 
 class ModelError(RuntimeError):
@@ -140,112 +136,6 @@ def load_adapted(model: str, adapter: Path, device: str = "auto") -> "PreTrained
     if not (adapter / "adapter_model.safetensors").exists():
         raise ModelError(f"{adapter}: no adapter; run notebooks/04_train_lora.ipynb with this profile and run first")
     return PeftModel.from_pretrained(load_model(model, device), str(adapter)).merge_and_unload()
-
-
-def _options(
-    tokenizer: "PreTrainedTokenizerBase", width: int, max_new_tokens: int, repetition_penalty: float
-) -> dict[str, Any]:
-    """Greedy generation after a prompt of `width` tokens, whose repetition is not penalised: an answer may well take up a
-    word of its question, and in a batch the padding, which is the end-of-text token, would count as said."""
-    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
-
-    penalty = RepetitionPenaltyLogitsProcessor(float(repetition_penalty), prompt_ignore_length=width)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "logits_processor": LogitsProcessorList([penalty])}
-    options |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return options | {"stop_strings": [NEXT_QUESTION], "tokenizer": tokenizer}
-
-
-def generate_answers(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    questions: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int,
-    repetition_penalty: float = 1.0,
-    report: Callable[[str], None] = print,
-) -> list[str]:
-    """Greedy answers in the order of `questions`; batches of similar length share one KV cache.
-
-    An answer ends at the end-of-text token, at `max_new_tokens`, or where the model starts a question of its own.
-    """
-    import torch
-
-    model.eval()
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
-    answers = [""] * len(questions)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer([PROMPT.format(question=questions[i]) for i in chosen], return_tensors="pt", padding=True)
-        batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        width = batch["input_ids"].shape[1]
-        with torch.inference_mode():
-            out = model.generate(**batch, **_options(tokenizer, width, max_new_tokens, repetition_penalty))
-        texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        for i, text in zip(chosen, texts, strict=True):
-            answers[i] = text.split(NEXT_QUESTION)[0].strip()
-        report(f"  {min(start + batch_size, len(order))}/{len(order)} answers")
-    return answers
-
-
-def stream_answer(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    question: str,
-    max_new_tokens: int,
-    repetition_penalty: float,
-) -> Iterator[str]:
-    """The answer to one question, piece by piece as it is generated; joined, the one that `generate_answers` gives."""
-    import threading
-
-    from transformers import TextIteratorStreamer
-
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    batch = tokenizer(PROMPT.format(question=question), return_tensors="pt").to(model.device)
-    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    options = _options(tokenizer, batch["input_ids"].shape[1], max_new_tokens, repetition_penalty)
-    failures: list[Exception] = []
-
-    def generate() -> None:
-        try:
-            model.eval().generate(**batch, **options, streamer=streamer)
-        except Exception as error:
-            failures.append(error)
-            streamer.end()  # else the reader would wait for ever
-
-    threading.Thread(target=generate, daemon=True).start()
-    text, shown = "", 0
-    for piece in streamer:
-        text += piece
-        held = next(n for n in range(len(NEXT_QUESTION) - 1, -1, -1) if text.endswith(NEXT_QUESTION[:n]))  # perhaps its start
-        ready = text[: len(text) - held].split(NEXT_QUESTION)[0].strip()
-        yield ready[shown:]
-        shown = max(shown, len(ready))
-    if failures:
-        raise failures[0]
-    yield text.split(NEXT_QUESTION)[0].strip()[shown:]
-
-
-def answer_loss(model: "PreTrainedModel", rows: Sequence[dict], pad_id: int, batch_size: int = 8) -> list[tuple[float, int]]:
-    """Per row, the summed cross-entropy (nats) and the number of its labelled tokens, in the order of `rows`.
-
-    The mean loss of a set is the sum of the first over the sum of the second; its exponential is the perplexity.
-    """
-    import torch
-
-    model.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = {k: v.to(model.device) for k, v in collate([rows[i] for i in chosen], pad_id).items()}
-        labels = batch.pop("labels")[:, 1:]
-        with torch.inference_mode():
-            logits = model(**batch).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-        counts = (labels != IGNORED).sum(1)
-        for i, loss, count in zip(chosen, losses.sum(1).tolist(), counts.tolist(), strict=True):
-            result[i] = (loss, count)
-    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

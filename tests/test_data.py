@@ -204,7 +204,7 @@ def test_small_and_rare_groups_split_all_the_same(sizes: dict[str, int], shares:
 def test_a_rare_group_does_not_spoil_the_proportion_of_the_others() -> None:
     rows = grouped({"a": 50, "b": 50, "c": 2})
     for seed in range(30):
-        for indices in data.split_rows(rows, 0.15, 0.15, "subfield", seed).values():
+        for indices in data.split_rows(rows, 0.15, 0.4, "subfield", seed).values():
             here = Counter(rows[i]["subfield"] for i in indices)
             assert abs(here["a"] - here["b"]) <= 3, (seed, here)
 
@@ -441,13 +441,13 @@ def test_a_missing_corpus_says_which_notebook_makes_it(tmp_path: Path) -> None:
         ("Gradient descent follows the gradient", 100 * 2 / 5),  # the longest match first: two terms, not three
         ("k-means, K-Means! and k-meansish", 100 * 2 / 4),
         ("losses and embeddings", 100 * 2 / 3),  # plurals
-        ("lossy glossary", 0),
+        ("lossy gloss", 0),
         ("C++ (C++) p-value", 100 * 2 / 3),
         ("", 0),
     ],
 )
 def test_term_density_by_hand(text: str, density: float) -> None:
-    terms = ["gradient", "gradient descent", "descent rate", "k-means", "loss", "embedding", "C++"]
+    terms = ["gradient", "gradient descent", "descent", "k-means", "loss", "embedding", "C++"]
     assert data.term_density([text], terms) == [pytest.approx(density)]
 
 

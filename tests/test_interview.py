@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import corpus_rows, save_tiny
 
-from interviewmate_utils import config, data, interview, lora, models
+from interviewmate_utils import answering, config, data, interview, lora, models
 
 
 def ask(**environment: str) -> subprocess.CompletedProcess:
@@ -77,7 +77,7 @@ def test_both_answers_adapter_and_device_are_printed(
     model, tokenizer = models.load_adapted("models/tiny", adapter), models.load_tokenizer("models/tiny")
     question = f"Tell me: {train['question'][5]}"
     penalty = config.parameters_cell(config.NOTEBOOKS / "06_evaluate_models.ipynb")["repetition_penalty"]  # the report's own
-    (answer,) = models.generate_answers(model, tokenizer, [question], 12, 1, penalty, report=lambda _: None)
+    (answer,) = answering.generate_answers(model, tokenizer, [question], 12, 1, penalty, report=lambda _: None)
     assert answer
     assert answer in printed
     assert question in printed

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import corpus_rows, save_tiny
 from transformers import AutoTokenizer, TrainerCallback
 
-from interviewmate_utils import config, data, lora, models
+from interviewmate_utils import answering, config, data, lora, models
 
 ALL_LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 DEFAULTS = {
@@ -217,7 +217,7 @@ def test_training_stops_three_epochs_after_the_best(worsening: Path) -> None:
 
 def test_kept_adapter_is_the_best_one(worsening: Path, tiny: Path) -> None:
     model = models.load_adapted(str(tiny / "model"), worsening / "adapter", "cpu")
-    losses = models.answer_loss(model, list(data.load_parts(tiny / "corpus")["validation"]), 0)
+    losses = answering.answer_loss(model, list(data.load_parts(tiny / "corpus")["validation"]), 0)
     assert sum(s for s, _ in losses) / sum(n for _, n in losses) == pytest.approx(
         log_of(worsening).validation_loss.min(), rel=1e-5
     )

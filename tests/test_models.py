@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import corpus_rows, parrot, save_tiny
 from transformers import FalconConfig, FalconForCausalLM
 
-from interviewmate_utils import config, data, lora, models
+from interviewmate_utils import answering, config, data, lora, models
 
 REVISION = "e4b9872bb803165eb22f0a867d4e6a64d34fce19"
 FALCON = f"tiiuae/falcon-rw-1b@{REVISION}"
@@ -48,7 +48,7 @@ def rows(tokenizer) -> list[dict]:
 
 
 def answers(model, tokenizer, questions=QUESTIONS, max_new_tokens=24, batch_size=8, penalty=1.0) -> list[str]:
-    return models.generate_answers(model, tokenizer, questions, max_new_tokens, batch_size, penalty, report=lambda _: None)
+    return answering.generate_answers(model, tokenizer, questions, max_new_tokens, batch_size, penalty, report=lambda _: None)
 
 
 # --- errors for people
@@ -171,7 +171,7 @@ def offline(home: Path, *command: object) -> subprocess.CompletedProcess:
 LOAD_FROM_HUB = """
 import json, sys
 from pathlib import Path
-from interviewmate_utils import lora, models
+from interviewmate_utils import answering, lora, models
 model, question, folder = sys.argv[1:]
 texts = []
 for wrong in ("nobody/nothing", model.split("@")[0] + "@" + "0" * 40):
@@ -181,11 +181,11 @@ for wrong in ("nobody/nothing", model.split("@")[0] + "@" + "0" * 40):
         texts.append(str(error))
 tokenizer = models.load_tokenizer(model)
 base = models.load_model(model, "cpu")
-answer = models.generate_answers(base, tokenizer, [question], 16, 1, report=lambda _: None)
+answer = answering.generate_answers(base, tokenizer, [question], 16, 1, report=lambda _: None)
 adapted = lora.add_lora(base, 8, 16, 0.0, ["query_key_value"])
 lora.save_adapter(adapted, Path(folder))
 merged = models.load_adapted(model, Path(folder), "cpu")
-again = models.generate_answers(merged, tokenizer, [question], 16, 1, report=lambda _: None)
+again = answering.generate_answers(merged, tokenizer, [question], 16, 1, report=lambda _: None)
 print(json.dumps([texts, answer, again, lora.count_parameters(adapted)]))
 """
 
@@ -333,14 +333,14 @@ def test_answer_ends_where_the_model_asks_itself(tokenizer) -> None:
     talker, lengths = parrot(tokenizer, words), []
     talker.register_forward_hook(lambda _module, _inputs, output: lengths.append(output.logits.shape[1]))
     assert answers(talker, tokenizer, ["Why?"], 400) == ["the model is good"]
-    assert "".join(models.stream_answer(talker, tokenizer, "Why?", 400, 1.0)) == "the model is good"
+    assert "".join(answering.stream_answer(talker, tokenizer, "Why?", 400, 1.0)) == "the model is good"
     assert len(lengths) <= 2 * (len(words) + 2), "it went on generating what nobody reads"
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_streamed_answer_is_the_generated_one(model, tokenizer, penalty: float) -> None:
     for question in QUESTIONS:
-        pieces = list(models.stream_answer(model, tokenizer, question, 24, penalty))
+        pieces = list(answering.stream_answer(model, tokenizer, question, 24, penalty))
         assert "".join(pieces) == answers(model, tokenizer, [question], penalty=penalty)[0]
         assert len(pieces) > 1
 
@@ -348,7 +348,7 @@ def test_streamed_answer_is_the_generated_one(model, tokenizer, penalty: float) 
 @pytest.mark.timeout(60)
 def test_streaming_passes_an_error_on_and_does_not_hang(model, tokenizer) -> None:
     with pytest.raises(ValueError, match="max_new_tokens"):
-        list(models.stream_answer(model, tokenizer, "Why?", 0, 1.0))
+        list(answering.stream_answer(model, tokenizer, "Why?", 0, 1.0))
 
 
 def test_merged_adapter_computes_what_the_unmerged_does(folder: Path, tmp_path: Path, rows: list[dict]) -> None:
@@ -371,7 +371,7 @@ def test_merged_adapter_computes_what_the_unmerged_does(folder: Path, tmp_path: 
 
 
 def test_answer_loss_is_that_of_transformers(model, rows: list[dict]) -> None:
-    for row, (total, count) in zip(rows, models.answer_loss(model, rows, 0), strict=True):
+    for row, (total, count) in zip(rows, answering.answer_loss(model, rows, 0), strict=True):
         with torch.inference_mode():
             own = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.item()
         assert count == row["answer_tokens"]
@@ -380,7 +380,7 @@ def test_answer_loss_is_that_of_transformers(model, rows: list[dict]) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_answer_loss_does_not_depend_on_the_batch(model, rows: list[dict], batch_size: int) -> None:
-    together, apart = (models.answer_loss(model, rows, 0, size) for size in (len(rows), batch_size))
+    together, apart = (answering.answer_loss(model, rows, 0, size) for size in (len(rows), batch_size))
     assert [n for _, n in together] == [n for _, n in apart]
     assert [s for s, _ in together] == pytest.approx([s for s, _ in apart], rel=1e-5)
 
@@ -392,9 +392,9 @@ def test_answer_loss_leaves_the_prompt_out(model, rows: list[dict]) -> None:
     with torch.inference_mode():
         chances = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
     by_hand = -sum(chances[i - 1, row["input_ids"][i]].item() for i in range(start, len(row["input_ids"])))
-    assert models.answer_loss(model, [row], 0)[0][0] == pytest.approx(by_hand, rel=1e-5)
+    assert answering.answer_loss(model, [row], 0)[0][0] == pytest.approx(by_hand, rel=1e-5)
     everything = row | {"labels": row["input_ids"]}
-    assert models.answer_loss(model, [everything], 0)[0][0] > by_hand * 1.1
+    assert answering.answer_loss(model, [everything], 0)[0][0] > by_hand * 1.1
 
 
 def test_full_size_configuration_has_the_module_names_of_the_small_one(model) -> None:

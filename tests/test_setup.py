@@ -1,4 +1,4 @@
-"""`make setup` picks up after an interruption. A stand-in for Python records what make asks of it: pip's own work is not under test."""
+"""`make setup` picks up after an interruption. A stand-in for Python records what make asks; pip is not under test."""
 
 import os
 import shutil

@@ -25,7 +25,7 @@ import pandas as pd
 from IPython.display import Markdown
 from transformers import FalconConfig, FalconForCausalLM
 
-from interviewmate_utils import docstrings, model_card, models, plots, pretrain, provenance, results
+from interviewmate_utils import answering, docstrings, model_card, models, plots, pretrain, provenance, results
 from interviewmate_utils.config import EMBEDDED_MODEL, ROOT, TRIAL_RECORD, BuildEmbeddedModel
 
 # %% tags=["parameters"]
@@ -186,7 +186,8 @@ scores.round(4)
 Markdown(
     f"The tracked model needs **{gain:.1%} fewer nats per character** than the trial recipe on {' and '.join(params.held_out)} "
     f"together, as recorded when both were trained ({trial['tokens'] / 1e6:.1f} million tokens read by the trial recipe, "
-    f"{tracked['tokens'] / 1e6:.1f} million by the tracked model). Scored here on {len(both):,} docstrings it needs {now['both']:.4f}."
+    f"{tracked['tokens'] / 1e6:.1f} million by the tracked model). "
+    f"Scored here on {len(both):,} docstrings it needs {now['both']:.4f}."
 )
 
 # %%
@@ -214,7 +215,7 @@ plots.save(fig, "pretraining", params.output)
 
 # %%
 prompts = ["What is the purpose of regularization in machine learning?", "How does a random forest make a prediction?"]
-answers = models.generate_answers(tracked_model, tracked_tokenizer, prompts, 40, 2, 1.2, report=lambda _: None)
+answers = answering.generate_answers(tracked_model, tracked_tokenizer, prompts, 40, 2, 1.2, report=lambda _: None)
 plots.show_texts(pd.DataFrame({"question": prompts, "continuation": answers}), ["question", "continuation"])
 
 # %% [markdown]

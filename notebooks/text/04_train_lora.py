@@ -24,7 +24,7 @@ import psutil
 import torch
 from IPython.display import Markdown
 
-from interviewmate_utils import data, lora, models, plots, provenance, results
+from interviewmate_utils import answering, data, lora, models, plots, provenance, results
 from interviewmate_utils.config import ROOT, TrainLora, digest
 
 # %% tags=["parameters"]
@@ -99,7 +99,7 @@ counts.assign(share=(counts.trainable / counts["all"]).map("{:.4%}".format))
 
 # %%
 validation = [dict(row) for row in dataset["validation"].select_columns(["input_ids", "labels"])]
-losses = models.answer_loss(adapted, validation, tokenizer.pad_token_id)
+losses = answering.answer_loss(adapted, validation, tokenizer.pad_token_id)
 loss_before = sum(s for s, _ in losses) / sum(n for _, n in losses)
 Markdown(f"Validation loss of the base: **{loss_before:.3f}** nats per answer token ({where}, {dtype}).")
 
@@ -112,7 +112,7 @@ Markdown(f"Validation loss of the base: **{loss_before:.3f}** nats per answer to
 trainer = lora.make_trainer(adapted, dataset, params, tokenizer.pad_token_id, params.output / "checkpoints")
 source = digest(ROOT / params.model) if (ROOT / params.model).is_dir() else params.model
 started = time.perf_counter()
-resumed = lora.train(trainer, params.model_dump() | {"data": digest(params.processed), "weights": source})
+read_before = lora.train(trainer, params.model_dump() | {"data": digest(params.processed), "weights": source})
 seconds = time.perf_counter() - started
 
 # %% [markdown]
@@ -124,9 +124,9 @@ log = lora.history(trainer)
 final_loss = min(log.validation_loss.dropna().iloc[-1], trainer.state.best_metric)
 process = psutil.Process().memory_info()
 peak_gb = (torch.cuda.max_memory_allocated() if where == "cuda" else getattr(process, "peak_wset", process.rss)) / 1e9
-tokens_per_second = trainer.state.num_input_tokens_seen / seconds
+tokens_per_second = (trainer.state.num_input_tokens_seen - read_before) / seconds
 cost = {"optimiser steps": trainer.state.global_step, "seconds": seconds, "input tokens per second": tokens_per_second}
-cost |= {"memory after training (GB)": peak_gb, "resumed": resumed}
+cost |= {"memory after training (GB)": peak_gb, "resumed": read_before > 0}
 pd.Series(cost, name="value").to_frame()
 
 # %% [markdown]
@@ -160,7 +160,8 @@ epochs_table.style.format("{:.3f}", subset=["train_loss", "validation_loss"]).fo
 best_step = int((trainer.state.best_model_checkpoint or "-0").rsplit("-", 1)[1])
 Markdown(
     f"Best validation loss **{trainer.state.best_metric:.3f}** at step {best_step} of {trainer.state.global_step} "
-    f"(base {loss_before:.3f}). Training {'ended early' if trainer.state.global_step < plan['total_steps'] else 'ran to its end'}."
+    f"(base {loss_before:.3f}). "
+    f"Training {'ended early' if trainer.state.global_step < plan['total_steps'] else 'ran to its end'}."
 )
 
 # %% [markdown]
@@ -170,7 +171,7 @@ Markdown(
 
 # %%
 lora.save_adapter(trainer.model, params.output / "adapter")
-kept = models.answer_loss(trainer.model, validation, tokenizer.pad_token_id)
+kept = answering.answer_loss(trainer.model, validation, tokenizer.pad_token_id)
 loss_after = sum(s for s, _ in kept) / sum(n for _, n in kept)
 assert abs(loss_after - trainer.state.best_metric) < 0.01, "the adapter kept is not the one that was best"
 size_mb = (params.output / "adapter" / "adapter_model.safetensors").stat().st_size / 1e6

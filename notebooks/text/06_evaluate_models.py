@@ -23,7 +23,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 
-from interviewmate_utils import data, metrics, models, plots, provenance, results, stats
+from interviewmate_utils import answering, data, metrics, models, plots, provenance, results, stats
 from interviewmate_utils.config import ROOT, EvaluateModels
 
 # %% tags=["parameters"]
@@ -83,8 +83,8 @@ for name, adapter in systems.items():
     generator = (
         models.load_adapted(params.model, adapter, params.device) if adapter else models.load_model(params.model, params.device)
     )
-    losses[name] = models.answer_loss(generator, rows, tokenizer.pad_token_id)
-    answers[name] = models.generate_answers(generator, tokenizer, questions, **options)
+    losses[name] = answering.answer_loss(generator, rows, tokenizer.pad_token_id)
+    answers[name] = answering.generate_answers(generator, tokenizer, questions, **options)
 
 # %%
 perplexity = pd.Series({n: math.exp(sum(s for s, _ in v) / sum(c for _, c in v)) for n, v in losses.items()}, name="perplexity")
