@@ -18,6 +18,10 @@ from .parameters import ParameterError, one_line, parameters_cell, parse_yaml, v
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 EMBEDDED_MODEL = "data/models/embedded"
+CAVEAT = (
+    "A model this small shows the method, not a coach: it was pretrained on docstrings, has a few million parameters, and "
+    "its answers are often wrong. No number here is Falcon-RW-1B's."
+)  # goes wherever a result of the embedded model is shown
 TRIAL_RECORD = "data/models/trial_recipe/training.json"  # what the tracked weights are compared with
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

@@ -45,7 +45,7 @@ def _answer(profile: str, question: str, adapter: Path, processed: Path) -> None
     print(f"Question  {question}\n")
     print(f"Model     {name} with adapter {adapter.relative_to(config.ROOT)}, on {model.device}")
     if name == config.EMBEDDED_MODEL:
-        print("          A model this small shows the method, not a coach: do not learn from what it says.")
+        print(f"          {config.CAVEAT}")
     print()
     limits = settings["max_new_tokens"], settings["repetition_penalty"]
     for piece in answering.stream_answer(model, tokenizer, question, *limits):

@@ -62,6 +62,20 @@ def pick_dtype(device: str, hidden_size: int) -> "torch.dtype":
     return torch.bfloat16 if hidden_size >= 1024 else torch.float32
 
 
+def peak_memory_gb(device: str) -> float:
+    """Most memory that this process has held so far, in GB: on CUDA the tensors' peak, on MPS what the driver holds now,
+    on a CPU the resident set's peak, the libraries included."""
+    import resource
+
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    if device == "mps":
+        return torch.mps.driver_allocated_memory() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
 def locate(model: str) -> tuple[str, dict[str, str]]:
     """`data/models/embedded`, another folder, or `owner/name@revision` -> what `from_pretrained` takes."""
     name, at, revision = model.partition("@")

@@ -135,6 +135,8 @@ def _insert(report: nbformat.NotebookNode, index: int, text: str, tag: str) -> N
 def attach(report: nbformat.NotebookNode, record: dict) -> None:
     """Write the record into the report's metadata and, as its last cell, into what a reader sees."""
     report.metadata["interviewmate"] = record
+    if config.EMBEDDED_MODEL in (record["model"], *record["inputs"]):
+        _insert(report, 1, f"> **{config.CAVEAT}**", "caveat")
     _insert(report, len(report.cells), box(record), "provenance")
 
 

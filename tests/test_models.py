@@ -402,3 +402,10 @@ def test_full_size_configuration_has_the_module_names_of_the_small_one(model) ->
         full = FalconForCausalLM(FalconConfig(**models.FALCON_RW_1B))
     names = [{n.split(".h.1.")[1] for n, _ in m.named_modules() if ".h.1." in n} for m in (full, model)]
     assert names[0] == names[1]
+
+
+def test_peak_memory_sees_a_large_tensor():
+    before = models.peak_memory_gb("cpu")
+    held = torch.ones(int(before * 1e9 / 4) + 50_000_000)
+    assert models.peak_memory_gb("cpu") >= before + 0.15
+    assert held.sum() > 0

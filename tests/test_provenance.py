@@ -208,3 +208,13 @@ def test_parameters_digest_follows_the_values(workshop: Workshop) -> None:
 
 def test_auto_device_is_written_as_what_it_became(workshop: Workshop) -> None:
     assert collect(workshop, device="auto")["device"] in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(("model", "said"), [(config.EMBEDDED_MODEL, True), ("owner/large", False)])
+def test_every_report_on_the_embedded_model_says_what_it_is(model, said):
+    report = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
+    notebook = config.NOTEBOOKS / "06_evaluate_models.ipynb"
+    parameters = config.EvaluateModels.model_validate(config.parameters_cell(notebook))
+    record = provenance.collect(notebook, {}, parameters, []) | {"model": model, "duration_s": 1.0, "peak_memory_gb": 1.0}
+    provenance.attach(report, record)
+    assert any(config.CAVEAT in cell.source for cell in report.cells) == said

@@ -20,7 +20,6 @@ import time
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import psutil
 import torch
 from IPython.display import Markdown
 
@@ -122,11 +121,10 @@ seconds = time.perf_counter() - started
 # %%
 log = lora.history(trainer)
 final_loss = min(log.validation_loss.dropna().iloc[-1], trainer.state.best_metric)
-process = psutil.Process().memory_info()
-peak_gb = (torch.cuda.max_memory_allocated() if where == "cuda" else getattr(process, "peak_wset", process.rss)) / 1e9
+peak_gb = models.peak_memory_gb(where)
 tokens_per_second = (trainer.state.num_input_tokens_seen - read_before) / seconds
 cost = {"optimiser steps": trainer.state.global_step, "seconds": seconds, "input tokens per second": tokens_per_second}
-cost |= {"memory after training (GB)": peak_gb, "resumed": read_before > 0}
+cost |= {"peak memory (GB)": peak_gb, "resumed": read_before > 0}
 pd.Series(cost, name="value").to_frame()
 
 # %% [markdown]
@@ -183,12 +181,12 @@ Markdown(f"Validation loss of the kept adapter, measured anew: **{loss_after:.3f
 # - One seed: the spread between seeds is not in these curves.
 # - A lower loss on our answers says that the model has come nearer to our wording. Whether its answers are right is judged
 #   elsewhere, and a model of a few million parameters will not be.
-# - Memory is the process's own after training, the libraries included; on CUDA it is the peak of the device.
+# - On a CPU the peak memory is the process's own, the libraries included; on CUDA it is that of the tensors.
 
 # %%
 results.write_table(log, "history", params.output)
 metrics = {"trainable_count": trainable, "trainable_share": trainable / total, "train_time_s": seconds}
-metrics |= {"train_tps": tokens_per_second, "memory_gb": peak_gb, "steps_steps": trainer.state.global_step}
+metrics |= {"train_tps": tokens_per_second, "peak_memory_gb": peak_gb, "steps_steps": trainer.state.global_step}
 metrics |= {"loss_before_nats": loss_before, "loss_after_nats": loss_after, "best_step_steps": best_step}
 lora.discard_checkpoints(params.output / "checkpoints")
 print("Saved", results.write_results(params, metrics).relative_to(ROOT))

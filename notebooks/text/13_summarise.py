@@ -21,6 +21,7 @@ from IPython.display import Markdown
 
 from interviewmate_utils import plots, provenance, results
 from interviewmate_utils.config import (
+    CAVEAT,
     EMBEDDED_MODEL,
     ROOT,
     BuildEmbeddedModel,
@@ -123,10 +124,6 @@ cost.style.format({"trainable_count": "{:,.0f}", "trainable_share": "{:.3%}", "t
 
 # %%
 embedded = found[EvaluateModels.stem].model == EMBEDDED_MODEL
-caveat = (
-    "A model this small shows the method, not a coach: it was pretrained on docstrings, has a few million parameters, and its "
-    "answers are often wrong. No number here is Falcon-RW-1B's."
-)
 results.write_table(comparison.reset_index(), "comparison", params.output)
-texts = {"headline": found[EvaluateModels.stem].headline, "caveat": caveat if embedded else ""}
+texts = {"headline": found[EvaluateModels.stem].headline, "caveat": CAVEAT if embedded else ""}
 print("Saved", results.write_results(params, found[EvaluateModels.stem].metrics, **texts).relative_to(ROOT))
