@@ -78,7 +78,7 @@ Markdown(f"**{len(rows)} rows** go on, **{len({p.line for p in problems})} lines
 # %%
 parts = data.split_rows(rows, params.validation_share, params.test_share, params.stratify_by, params.seed)
 leakage = data.check_leakage(rows, parts, vectors, params.near_duplicate)
-frame = pd.DataFrame(rows)
+frame = pd.DataFrame(rows).assign(part="")
 for part, indices in parts.items():
     frame.loc[indices, "part"] = part
 frame["part"].value_counts()[["train", "validation", "test"]].to_frame("rows")

@@ -30,7 +30,7 @@ from interviewmate_utils.config import EMBEDDED_MODEL, ROOT, TRIAL_RECORD, Build
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folder below reports/
-build_dir: str = ""  # where the model goes; empty: data/processed/<profile>/model
+build_dir: str = ""  # where the model goes; empty: data/processed/<profile>_model
 packages: list = ["scikit-learn"]  # whose docstrings are read; ["*"]: every permissively licensed one
 held_out: list = ["networkx", "seaborn"]  # never trained on
 held_out_documents: int = 30  # of each held-out package scored here; 0: all
@@ -47,7 +47,7 @@ seed: int = 0  # of initialisation, order and validation sample
 # %%
 params = BuildEmbeddedModel.from_cell(globals())
 plots.setup()
-build = ROOT / (params.build_dir or f"data/processed/{params.profile}/model")
+build = ROOT / (params.build_dir or f"data/processed/{params.profile}_model")
 tracked_folder = ROOT / EMBEDDED_MODEL
 provenance.overview(params)
 
