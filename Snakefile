@@ -21,10 +21,10 @@ PYTHON = sys.executable
 
 
 def files(stem, run=None):
-    """The -f and -p options of a notebook: first the run's file, then the profile, which may override it."""
+    """The -f and -p options of a notebook: first the run's file, then the profile, whose own values win."""
     options = f"-f notebooks/params/runs/{run.split('_seed')[0]}.yaml " if run else ""
     options += f"-f {PROFILE_FILE}"
-    return options + (f" -p seed {run.split('_seed')[1]}" if run else "")
+    return options + (" -p run {} -p seed {}".format(*run.split("_seed")) if run else "")
 
 
 def resolved(stem, run=None):

@@ -44,7 +44,8 @@ def generate_answers(
     answers = [""] * len(questions)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = tokenizer([PROMPT.format(question=questions[i]) for i in chosen], return_tensors="pt", padding=True)
+        prompts = [PROMPT.format(question=questions[i]) for i in chosen]
+        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
         batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
         width = batch["input_ids"].shape[1]
         with torch.inference_mode():
@@ -69,7 +70,7 @@ def stream_answer(
     from transformers import TextIteratorStreamer
 
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    batch = tokenizer(PROMPT.format(question=question), return_tensors="pt").to(model.device)
+    batch = tokenizer(PROMPT.format(question=question), return_tensors="pt", add_special_tokens=False).to(model.device)
     batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
     options = _options(tokenizer, batch["input_ids"].shape[1], max_new_tokens, repetition_penalty)
     failures: list[Exception] = []

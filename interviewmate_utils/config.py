@@ -7,7 +7,7 @@ A notebook's `parameters` cell declares names and defaults; the class here of th
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -165,10 +165,20 @@ class Summarise(Parameters):
 
     def inputs(self) -> list[Path]:
         stems = [PrepareData.stem, BuildEmbeddedModel.stem, *(f"{TrainLora.stem}_{r}" for r in self.runs), EvaluateModels.stem]
-        return [self.sibling(stem) / "results.json" for stem in stems]
+        tables = [self.sibling(EvaluateModels.stem) / "tables" / f"{name}.parquet" for name in ("summary", "means", "verdicts")]
+        return [self.sibling(stem) / "results.json" for stem in stems] + tables
 
 
 BY_STEM = {cls.stem: cls for cls in (PrepareData, BuildEmbeddedModel, TrainLora, EvaluateModels, Summarise)}
+
+
+def run_labels(runs: Sequence[str]) -> dict[str, str]:
+    """How figures and tables call trained runs: A_seed13 is "run A", or "run A, seed 13" beside another seed of A."""
+    letters = [run.split("_seed")[0] for run in runs]
+    return {
+        run: f"run {letter}" if letters.count(letter) == 1 else f"run {run.replace('_seed', ', seed ')}"
+        for run, letter in zip(runs, letters, strict=True)
+    }
 
 
 def local_model_files(model: str) -> list[Path]:

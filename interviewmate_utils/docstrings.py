@@ -140,7 +140,7 @@ def prose_of(packages: Iterable[Package], seen: set[int] | None = None) -> dict[
     """Documents (the prose of one docstring each) by package name, near-repeats removed across all packages.
 
     A paragraph goes when more than 40 % of its eight-word sequences occurred before, in any package; `seen` carries
-    the hashes of those sequences from one call to the next, so that a held-out package shares none with training.
+    the hashes of those sequences from one call to the next, so that no held-out paragraph shares more with training.
     """
     seen = set() if seen is None else seen
     result: dict[str, list[str]] = {}

@@ -22,7 +22,8 @@ def save_build(model: "FalconForCausalLM", tokenizer: "PreTrainedTokenizerFast",
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "README.md").write_text(_model_card(record))
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "README.md").write_text(_model_card(record, weights))
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".md") and p.is_file())
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
     (folder / "SHA256SUMS").write_text("".join(sums))
@@ -36,11 +37,14 @@ def verify_build(folder: Path) -> list[str]:
     return [p.name for digest, p in listed if not p.is_file() or hashlib.sha256(p.read_bytes()).hexdigest() != digest]
 
 
-def _model_card(record: dict) -> str:
+def _model_card(record: dict, weights: str) -> str:
     sources = "\n".join(
         f"| {row['package']} | {row['version']} | {row['licence']} | {row['words']:,} |" for row in record["sources"]
     )
     held = "; ".join(f"{name} {value:.4f}" for name, value in record["held_out_nats_per_char"].items())
+    points = record["curve"][:: max(1, len(record["curve"]) // 10)] + record["curve"][-1:]
+    curve = "\n".join(f"| {p['step']:,} | {p['tokens']:,} | {p['train_loss']:.3f} | {p['validation']:.4f} |" for p in points)
+    licences = ", ".join(sorted({row["licence"] for row in record["sources"]}))
     recipe = "\n".join(f"- {name}: {value}" for name, value in record["recipe"].items())
     return f"""---
 license: apache-2.0
@@ -57,14 +61,18 @@ learning is often wrong. Do not use it to advise anybody.
 
 ## Text
 
-{record["words"]:,} words of prose from the docstrings of installed packages under permissive licences (MIT, BSD, Apache,
-PSF, ISC): no code, no parameter lists, near-repeats removed (`interviewmate_utils/docstrings.py`). Nothing of the
-interview corpus.
+{record["words"]:,} words of prose from the docstrings of installed packages under permissive licences: no code, no
+parameter lists, near-repeats removed (`interviewmate_utils/docstrings.py`). Nothing of the interview corpus.
 The docstrings remain their authors' under the licences below; they are not redistributed here.
 
 ## Training
 
-{record["steps"]:,} steps, {record["tokens"]:,} tokens read. The whole curve is in `training.json`.
+{record["steps"]:,} steps, {record["tokens"]:,} tokens read. SHA-256 of `model.safetensors`: `{weights}`; of all files:
+`SHA256SUMS`. Every hundredth step is in `training.json`; the last row of the curve is the averaged model.
+
+| step | tokens | training loss (nats per token) | held-out lines (nats per character) |
+|---|---|---|---|
+{curve}
 
 {recipe}
 
@@ -73,6 +81,8 @@ The docstrings remain their authors' under the licences below; they are not redi
 Nats per character on packages that were never trained on: {held}.
 
 ## Sources
+
+Licences as the packages declare them: {licences}.
 
 | package | version | licence as declared | words |
 |---|---|---|---|

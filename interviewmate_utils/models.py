@@ -1,6 +1,6 @@
 """Load causal language models, local or from the Hugging Face hub, and generate with them.
 
-`python -m interviewmate_utils.models MODEL FOLDER` converts a checkpoint that has no safetensors, once.
+`python -m interviewmate_utils.models MODEL` converts a checkpoint that has no safetensors, once.
 """
 
 import re
@@ -28,6 +28,9 @@ FALCON_RW_1B = {
     "parallel_attn": False,
     "new_decoder_architecture": False,
 }
+
+
+ORIGIN = "converted_from"  # in a converted folder: the id and revision that it was made of
 
 
 class ModelError(RuntimeError):
@@ -76,6 +79,11 @@ def peak_memory_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+def converted_folder(model: str) -> Path:
+    """Where the converted copy of a Hugging Face id lies, and is found: `data/models/falcon-rw-1b`."""
+    return config.ROOT / "data" / "models" / model.partition("@")[0].rpartition("/")[2]
+
+
 def locate(model: str) -> tuple[str, dict[str, str]]:
     """`data/models/embedded`, another folder, or `owner/name@revision` -> what `from_pretrained` takes."""
     name, at, revision = model.partition("@")
@@ -84,6 +92,9 @@ def locate(model: str) -> tuple[str, dict[str, str]]:
         return str(folder), {}
     if name.startswith(("data/", "reports/", ".", "/")):
         raise ModelError(f"{name}: no such folder")
+    converted = converted_folder(model)
+    if (converted / ORIGIN).exists() and (converted / ORIGIN).read_text().strip() == model:
+        return str(converted), {}
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or (at and not revision):
         raise ModelError(f"{model!r} is neither a folder nor a Hugging Face id (owner/name, or owner/name@revision)")
     return name, {"revision": revision} if revision else {}
@@ -119,9 +130,8 @@ def load_model(model: str, device: str = "auto") -> "PreTrainedModel":
 
     device = pick_device(device)
     hidden = _load(AutoConfig.from_pretrained, model).get_text_config().hidden_size
-    folder = f"data/models/{model.partition('@')[0].rstrip('/').rpartition('/')[2]}"
     hint = " Weights are read from safetensors only. If there is only a pytorch_model.bin, convert it once, with "
-    hint += f"python -m interviewmate_utils.models {model} {folder} and then name that folder as `model`."
+    hint += f"{sys.executable} -m interviewmate_utils.models {model} and then run the same again."
     options = {"dtype": pick_dtype(device, hidden), "use_safetensors": True}
     return _load(AutoModelForCausalLM.from_pretrained, model, hint, **options).to(device)
 
@@ -139,6 +149,7 @@ def convert_to_safetensors(model: str, folder: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     loaded.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    (draft / ORIGIN).write_text(f"{model}\n")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 
@@ -158,14 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m interviewmate_utils.models", description=main.__doc__)
     parser.add_argument("model", help="a folder, or owner/name@revision, that holds pytorch_model.bin")
-    parser.add_argument("folder", type=Path, help="where to write it, such as data/models/NAME")
     chosen = parser.parse_args(arguments)
+    folder = converted_folder(chosen.model)
     try:
-        convert_to_safetensors(chosen.model, chosen.folder)
+        convert_to_safetensors(chosen.model, folder)
     except ModelError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"Written to {chosen.folder}. Name it in a profile: `model: {chosen.folder}`")
+    print(f"Written to {folder}, where `model: {chosen.model}` finds it.")
     return 0
 
 

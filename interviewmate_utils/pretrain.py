@@ -1,8 +1,8 @@
 """Pretrain the embedded default: a small Falcon with Falcon-RW-1B's architecture, from scratch, on two CPU cores.
 
-Muon for the matrices and AdamW for embeddings, biases and norms, in bf16 autocast. The text has few words and is read
-many times, so dropout, a large weight decay and an averaged model matter more than width (Kim et al. 2025,
-arXiv 2509.14786: "Pre-training under infinite compute").
+Muon for the matrices and AdamW for embeddings, biases and norms, in bf16 autocast. The text is short and read several
+times, so the model is regularised: dropout, weight decay and averaged weights (on regularisation where text is the limit
+see Kim et al. 2025, arXiv 2509.14786).
 """
 
 import math

@@ -103,6 +103,10 @@ def overview(parameters: config.Parameters) -> "pd.DataFrame":
     import pandas as pd
 
     values = {name: json.dumps(value) for name, value in parameters.model_dump().items()}
+    if "device" in values:
+        from .models import pick_device
+
+        values["device"] += f" -> {pick_device(parameters.device)}"
     values["python"] = sys.version.split()[0]
     values |= {name: metadata.version(name) for name in VERSIONS}
     return pd.DataFrame({"value": values})

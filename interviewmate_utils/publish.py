@@ -50,9 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     if not report.exists():
         print(f"Profile '{profile}' has no summary yet. Run: make report PROFILE={profile}", file=sys.stderr)
         return 2
-    if reasons := provenance.changes_since(report):
-        print(f"Not published: {report.name} is out of date ({'; '.join(reasons)}). Run: make report", file=sys.stderr)
-        return 1
+    for made_from in sorted(report.parent.glob("[0-9]*.ipynb")):
+        if not made_from.name.endswith(".failed.ipynb") and (reasons := provenance.changes_since(made_from)):
+            print(f"Not published: {made_from.name} is out of date ({'; '.join(reasons)}). Run: make report", file=sys.stderr)
+            return 1
     PUBLISHED.mkdir(parents=True, exist_ok=True)
     source, text = report.with_suffix(""), block(profile)
     shutil.copy(source / "figures" / "comparison.svg", PUBLISHED / f"{profile}.svg")

@@ -86,6 +86,8 @@ def verdicts(scores: "pd.DataFrame", base: str, resamples: int = 9999, seed: int
     table = pd.DataFrame([compare_paired(scores[base], scores[name], resamples, seed) for name in systems], index=systems)
     table.index.name = "system"
     table["p_holm"] = multipletests(table.p, method="holm")[1]
+    table["p_floor"] = 2 / (min(resamples, 2 ** len(scores)) + 1)  # no resample can give less
+    table["family"] = len(systems)
     table["detectable_d"] = smallest_detectable_effect(len(scores), 0.05 / len(systems))
     sign = table.difference.gt(0).map({True: "better", False: "worse"})
     table["verdict"] = sign.where(table.p_holm < 0.05, NOT_DISTINGUISHABLE)
@@ -95,9 +97,10 @@ def verdicts(scores: "pd.DataFrame", base: str, resamples: int = 9999, seed: int
 def sentence(system: str, base: str, metric: str, row: Mapping) -> str:
     """One verdict in words, with everything a reader needs to judge it."""
     outcome = f"not distinguishable from {base}" if row["verdict"] == NOT_DISTINGUISHABLE else f"{row['verdict']} than {base}"
+    holm = f" after Holm over {row['family']:.0f}" if row["family"] > 1 else ""
     return (
         f"{system[0].upper()}{system[1:]} is {outcome} on {metric}: difference {row['difference']:+.3f} "
-        f"(95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']:.0f}), "
-        f"permutation p = {row['p_holm']:.4f} after Holm, d_z = {row['d_z']:.2f}; "
-        f"the smallest effect this sample could have shown is d_z = {row['detectable_d']:.2f}."
+        f"(unadjusted 95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']:.0f}), "
+        f"permutation p {'<=' if row['p'] <= row['p_floor'] else '='} {row['p_holm']:.4f}{holm}, d_z = {row['d_z']:.2f}; "
+        f"the smallest effect that such a sample shows with 80 % power is d_z = {row['detectable_d']:.2f}."
     )

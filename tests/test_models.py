@@ -212,10 +212,12 @@ def test_checkpoint_without_safetensors_is_converted_once(folder: Path, model, t
     script = f"from interviewmate_utils import models; models.load_model({FALCON!r}, 'cpu')"
     refused = offline(tmp_path / "home", "-c", script)
     assert refused.returncode == 1
-    assert f"python -m interviewmate_utils.models {FALCON} data/models/falcon-rw-1b" in refused.stderr.splitlines()[-1]
+    assert f"-m interviewmate_utils.models {FALCON} " in refused.stderr.splitlines()[-1]
 
-    converted = tmp_path / "converted"
-    done = offline(tmp_path / "home", "-m", "interviewmate_utils.models", FALCON, converted)
+    converted = tmp_path / "root" / "data" / "models" / "falcon-rw-1b"
+    root = f"config.ROOT = Path({str(tmp_path / 'root')!r})"
+    start = f"import sys; from pathlib import Path; from interviewmate_utils import config, models; {root}"
+    done = offline(tmp_path / "home", "-c", f"{start}; sys.exit(models.main([{FALCON!r}]))")
     assert done.returncode == 0, done.stderr
     assert str(converted) in done.stdout
     assert sorted(p.suffix for p in tmp_path.iterdir()) == ["", ""], "a draft is left behind"
@@ -225,9 +227,14 @@ def test_checkpoint_without_safetensors_is_converted_once(folder: Path, model, t
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert answers(loaded, models.load_tokenizer(str(converted))) == answers(model, tokenizer)
 
+    script = f"{start}; models.load_model({FALCON!r}, 'cpu'); print('found')"
+    assert "found" in offline(tmp_path / "empty", "-c", script).stdout, "the profile's own name leads to the copy"
+    script = f"{start}; models.load_model({FALCON.partition('@')[0] + '@' + '0' * 40!r}, 'cpu')"
+    assert offline(tmp_path / "empty", "-c", script).returncode == 1, "another revision is another model"
+
 
 def test_failed_conversion_says_why_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert models.main(["not a model", str(tmp_path / "out")]) == 2
+    assert models.main(["not a model"]) == 2
     assert "'not a model' is neither a folder nor" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

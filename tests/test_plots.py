@@ -15,7 +15,7 @@ import pytest
 
 from interviewmate_utils import plots
 
-SYSTEMS = ("base", "retrieval", "run A", "run B", "run C", "enhanced")
+SYSTEMS = ("base", "retrieval", "run A", "run B", "run C", "run enhanced")
 PARTS = ("train", "validation", "test")
 MEANS = pd.DataFrame({"mean": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.2, 0.25]}, index=["base", "run A"])
 DRAW = """
@@ -69,7 +69,7 @@ def line() -> plt.Figure:
 def test_published_colours_stay() -> None:
     # reports already published use these: a change makes an old figure and a new one disagree
     expected = {"base": "#7F7F7F", "retrieval": "#E69F00", "run A": "#0072B2", "run B": "#009E73", "run C": "#CC79A7"}
-    expected |= {"enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+    expected |= {"run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
     assert {name: plots.colour(name) for name in expected} == expected
 
 

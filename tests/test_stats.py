@@ -235,9 +235,10 @@ def test_sentence_says_everything(name: str) -> None:
     assert f"un {name} is {outcome} on ROUGE-L:" in text
     assert ("not distinguishable" in text) == (name == "same")
     numbers = [row.difference, row.low, row.high, row.n, row.p_holm, row.d_z, row.detectable_d]
-    formats = ["{:+.3f}", "{:+.3f}", "{:+.3f}", "n = {:.0f}", "p = {:.4f} after Holm", "d_z = {:.2f}", "d_z = {:.2f}."]
+    formats = ["{:+.3f}", "{:+.3f}", "{:+.3f}", "n = {:.0f}", " {:.4f} after Holm over ", "d_z = {:.2f}", "d_z = {:.2f}."]
     place = 0
     for number, form in zip(numbers, formats, strict=True):
         place = text.index(form.format(number), place) + 1
-    assert "95 % interval" in text
+    assert "unadjusted 95 % interval" in text
+    assert ("p <= " in text) == (row.p == row.p_floor), "a p at the floor of the resampling is a bound"
     assert not re.search(r"nan|inf\b", text)

@@ -58,7 +58,6 @@ provenance.overview(params)
 # %%
 dataset = data.load_parts(params.processed)
 plan = lora.schedule(len(dataset["train"]), params.epochs, params.batch_size, params.eval_steps)
-answer_tokens = sum(dataset["train"]["answer_tokens"])
 facts = {name: len(part) for name, part in dataset.items() if name != "test"} | plan
 pd.Series(facts | {"warm-up, share of all steps": params.warmup_steps / plan["total_steps"]}).to_frame("value").round(2)
 
@@ -74,7 +73,6 @@ base = models.load_model(params.model, params.device)
 dtype, where = base.dtype, base.device.type
 adapted = lora.add_lora(base, params.rank, params.alpha, params.dropout, params.target_modules)
 trainable, total = lora.count_parameters(adapted)
-full_trainable, full_total = lora.full_size_counts(params.rank, params.target_modules)
 
 # %% [markdown]
 # A matrix of rank r between a inputs and b outputs has r (a + b) parameters; the sum over layers must equal the count.
@@ -82,12 +80,12 @@ full_trainable, full_total = lora.full_size_counts(params.rank, params.target_mo
 # %%
 # inputs plus outputs of each layer, in units of the hidden size
 ends = {"query_key_value": 1 + 3, "dense": 1 + 1, "dense_h_to_4h": 1 + 4, "dense_4h_to_h": 4 + 1}
-shape = models.FALCON_RW_1B
-by_hand = params.rank * sum(ends[t] for t in params.target_modules) * shape["hidden_size"] * shape["num_hidden_layers"]
-assert full_trainable == by_hand, (full_trainable, by_hand)
-counts = pd.DataFrame(
-    {"trainable": [trainable, full_trainable], "all": [total, full_total]}, index=[params.model, "Falcon-RW-1B"]
-)
+counts = pd.DataFrame({"trainable": [trainable], "all": [total]}, index=[params.model])
+if set(params.target_modules) <= ends.keys():  # else the base is not a Falcon
+    counts.loc["Falcon-RW-1B"] = full = lora.full_size_counts(params.rank, params.target_modules)
+    shape = models.FALCON_RW_1B
+    layers = sum(ends[target] for target in params.target_modules) * shape["num_hidden_layers"]
+    assert full[0] == params.rank * layers * shape["hidden_size"], full
 counts.assign(share=(counts.trainable / counts["all"]).map("{:.4%}".format))
 
 # %% [markdown]
@@ -120,7 +118,6 @@ seconds = time.perf_counter() - started
 
 # %%
 log = lora.history(trainer)
-final_loss = min(log.validation_loss.dropna().iloc[-1], trainer.state.best_metric)
 peak_gb = models.peak_memory_gb(where)
 tokens_per_second = (trainer.state.num_input_tokens_seen - read_before) / seconds
 cost = {"optimiser steps": trainer.state.global_step, "seconds": seconds, "input tokens per second": tokens_per_second}
@@ -147,8 +144,8 @@ rate.set(xlabel="epoch", ylabel="learning rate")
 plots.save(fig, "curves", params.output)
 
 # %% [markdown]
-# The same by epoch. The training loss is a mean over the epoch, while the model was changing; the validation loss is taken
-# at its end, with dropout off. A validation loss below the training loss of the same epoch is therefore no contradiction.
+# The same by epoch. The training loss is a mean over the epoch, while the model was changing; the validation loss is that
+# of the epoch's last evaluation, with dropout off. A validation loss below the training loss of the same epoch is therefore no contradiction.
 
 # %%
 epochs_table = lora.epoch_table(log)
@@ -159,6 +156,7 @@ best_step = int((trainer.state.best_model_checkpoint or "-0").rsplit("-", 1)[1])
 Markdown(
     f"Best validation loss **{trainer.state.best_metric:.3f}** at step {best_step} of {trainer.state.global_step} "
     f"(base {loss_before:.3f}). "
+    f"{'It had not yet stopped learning. ' if best_step == trainer.state.global_step else ''}"
     f"Training {'ended early' if trainer.state.global_step < plan['total_steps'] else 'ran to its end'}."
 )
 
@@ -168,10 +166,10 @@ Markdown(
 # The adapter of the best checkpoint goes to `adapter/`; checkpoints are only for interrupted runs and go once it is kept.
 
 # %%
-lora.save_adapter(trainer.model, params.output / "adapter")
 kept = answering.answer_loss(trainer.model, validation, tokenizer.pad_token_id)
 loss_after = sum(s for s, _ in kept) / sum(n for _, n in kept)
-assert abs(loss_after - trainer.state.best_metric) < 0.01, "the adapter kept is not the one that was best"
+assert abs(loss_after - trainer.state.best_metric) < 0.01, "the adapter to keep is not the one that was best"
+lora.save_adapter(trainer.model, params.output / "adapter")
 size_mb = (params.output / "adapter" / "adapter_model.safetensors").stat().st_size / 1e6
 Markdown(f"Validation loss of the kept adapter, measured anew: **{loss_after:.3f}**. It takes {size_mb:.2f} MB.")
 
@@ -185,8 +183,9 @@ Markdown(f"Validation loss of the kept adapter, measured anew: **{loss_after:.3f
 
 # %%
 results.write_table(log, "history", params.output)
-metrics = {"trainable_count": trainable, "trainable_share": trainable / total, "train_time_s": seconds}
+metrics = {"trainable_count": trainable, "trainable_share": trainable / total, "best_step_steps": best_step}
 metrics |= {"train_tps": tokens_per_second, "peak_memory_gb": peak_gb, "steps_steps": trainer.state.global_step}
-metrics |= {"loss_before_nats": loss_before, "loss_after_nats": loss_after, "best_step_steps": best_step}
-lora.discard_checkpoints(params.output / "checkpoints")
+metrics |= {"loss_before_nats": loss_before, "loss_after_nats": loss_after}
+metrics |= {} if read_before else {"train_time_s": seconds}  # a resumed run does not know its whole time
 print("Saved", results.write_results(params, metrics).relative_to(ROOT))
+lora.discard_checkpoints(params.output / "checkpoints")

@@ -29,12 +29,13 @@ from interviewmate_utils.config import (
     PrepareData,
     Summarise,
     TrainLora,
+    run_labels,
 )
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below reports/
 runs: list = ["A_seed13"]  # trained runs, as <run>_seed<k>
-seed: int = 13  # unused here; every notebook has one
+seed: int = 13  # recorded with the results; nothing is drawn here
 
 # %%
 params = Summarise.from_cell(globals())
@@ -66,6 +67,7 @@ comparison = pd.DataFrame({"ROUGE-L": means["mean"].map("{:.3f}".format)})
 comparison["95 % interval"] = means.low.map("{:.3f}".format) + " to " + means.high.map("{:.3f}".format)
 comparison["against base"] = verdicts.verdict.reindex(comparison.index).fillna("-")
 comparison["p (Holm)"] = verdicts.p_holm.map("{:.4f}".format).reindex(comparison.index).fillna("-")
+comparison["words"] = summary.answer_words.map("{:.0f}".format)
 comparison["corpus BLEU"] = summary.corpus_bleu.map("{:.3f}".format)
 comparison["similarity"] = summary.similarity.map("{:.3f}".format)
 comparison["perplexity"] = summary.perplexity.map("{:.1f}".format).replace("nan", "-")
@@ -92,7 +94,9 @@ plots.save(fig, "comparison", params.output)
 # intervals of means do not settle it.
 
 # %%
-Markdown("\n".join(f"- {line}" for line in found[EvaluateModels.stem].headline.split("\n")))
+embedded = found[EvaluateModels.stem].model == EMBEDDED_MODEL
+lines = found[EvaluateModels.stem].headline.split("\n")
+Markdown("\n".join(f"- {line}" for line in lines) + (f"\n\n**{CAVEAT}**" if embedded else ""))
 
 # %% [markdown]
 # ## The data behind it
@@ -109,21 +113,24 @@ pd.Series(corpus, name="value").to_frame().round(3)
 # Trainable parameters, time and loss of each run, so that a gain can be set against its price.
 
 # %% [markdown]
-# The share is of all parameters, the adapter included; times are of this machine and say nothing about another.
+# The share is of all parameters, the adapter included; losses are on the validation part, in nats per answer token; times
+# are of this machine, without one where the run was interrupted and resumed.
 
 # %%
-trained = {f"run {run.split('_seed')[0]}": found[f"{TrainLora.stem}_{run}"].metrics for run in params.runs}
-cost = pd.DataFrame(trained).T[["trainable_count", "trainable_share", "train_time_s", "loss_before_nats", "loss_after_nats"]]
-cost.style.format({"trainable_count": "{:,.0f}", "trainable_share": "{:.3%}", "train_time_s": "{:.0f}"}, precision=3)
+trained = {label: found[f"{TrainLora.stem}_{run}"].metrics for run, label in run_labels(params.runs).items()}
+columns = ["trainable_count", "trainable_share", "train_time_s", "loss_before_nats", "loss_after_nats"]
+cost = pd.DataFrame(trained).T.reindex(columns=columns)
+cost.style.format(
+    {"trainable_count": "{:,.0f}", "trainable_share": "{:.3%}", "train_time_s": "{:.0f}"}, precision=3, na_rep="-"
+)
 
 # %% [markdown]
 # ## Limits
 #
 # - This page repeats numbers; how they were made, and what they cannot show, stands in the notebooks themselves.
-# - Similar wording is not a right answer, and 46 questions show only effects of a certain size.
+# - Similar wording is not a right answer, a longer answer is not a better one, and a small test set shows large effects only.
 
 # %%
-embedded = found[EvaluateModels.stem].model == EMBEDDED_MODEL
 results.write_table(comparison.reset_index(), "comparison", params.output)
 texts = {"headline": found[EvaluateModels.stem].headline, "caveat": CAVEAT if embedded else ""}
 print("Saved", results.write_results(params, found[EvaluateModels.stem].metrics, **texts).relative_to(ROOT))
