@@ -188,7 +188,7 @@ def local_model_files(model: str) -> list[Path]:
 
 def made_by(path: Path) -> str:
     """Stem of the notebook that writes `path`, an input of another; empty for what no notebook makes."""
-    if path.is_relative_to(ROOT / "data" / "models"):
+    if path.is_relative_to(ROOT / EMBEDDED_MODEL) or path == ROOT / TRIAL_RECORD:
         return BuildEmbeddedModel.stem
     if path.is_relative_to(ROOT / "data" / "processed"):
         return PrepareData.stem

@@ -282,7 +282,7 @@ def record() -> dict:
         "tokens": 15_360,
         "recipe": {"optimiser": "Muon 0.02", "dropout": 0.1},
         "held_out_nats_per_char": {"networkx": 1.23456, "seaborn": 2.0},
-        "curve": [{"step": 60, "validation": 2.5}],
+        "curve": [{"step": 60, "tokens": 15_360, "train_loss": 5.5, "validation": 2.5}],
         "sources": [dict(zip(("package", "version", "licence", "words"), row, strict=True)) for row in sources],
     }
 
