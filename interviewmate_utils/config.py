@@ -4,10 +4,12 @@ A notebook's `parameters` cell declares names and defaults; the class here of th
 `tests/test_config.py` holds the two together.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -235,6 +237,26 @@ def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     if lost := [name for name in shared if not any(name in fields for fields in known.values())]:
         raise ParameterError(f"{path}: shared parameter '{lost[0]}' is known to no notebook")
     return {k: v for k, v in shared.items() if k in known.get(stem, {})} | _named(content.get(stem), f"{path}: {stem}")
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A draft folder to write into, which then takes the place of `folder` at once.
+
+    A reader never meets half of it, a failed or killed writer leaves the old one, and what a kill between the two renames
+    left behind is put back first.
+    """
+    draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    yield draft
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def digest(path: Path) -> str:

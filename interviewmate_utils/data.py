@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .config import replacing
 from .rows import ANSWER, LINE, QUESTION, Problem
 
 if TYPE_CHECKING:
@@ -199,19 +200,8 @@ def build_dataset(rows: list[dict], parts: Mapping[str, Sequence[int]], tokenize
 
 def save_dataset(dataset: "DatasetDict", folder: Path) -> None:
     """Write beside `folder`, then swap, so that an interrupted save never leaves half a dataset in its place."""
-    import shutil
-
-    draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # interrupted between the two renames below
-        old.rename(folder)
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    dataset.save_to_disk(str(draft))
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(folder) as draft:
+        dataset.save_to_disk(str(draft))
 
 
 def load_parts(folder: Path) -> "DatasetDict":

@@ -218,14 +218,8 @@ def epoch_table(log: "pd.DataFrame") -> "pd.DataFrame":
 
 def save_adapter(model: "PeftModel", folder: Path) -> None:
     """Write beside `folder`, then swap, so that a reader never meets half an adapter and a failed save loses none."""
-    draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(str(draft))
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with config.replacing(folder) as draft:
+        model.save_pretrained(str(draft))
 
 
 def discard_checkpoints(folder: Path) -> None:

@@ -4,7 +4,6 @@
 """
 
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,13 +144,10 @@ def convert_to_safetensors(model: str, folder: Path) -> None:
 
     loaded = _load(AutoModelForCausalLM.from_pretrained, model, use_safetensors=False, weights_only=True, dtype="auto")
     tokenizer = load_tokenizer(model)
-    draft = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)
-    loaded.save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
-    (draft / ORIGIN).write_text(f"{model}\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with config.replacing(folder) as draft:
+        loaded.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        (draft / ORIGIN).write_text(f"{model}\n")
 
 
 def load_adapted(model: str, adapter: Path, device: str = "auto") -> "PreTrainedModel":
