@@ -9,9 +9,11 @@ import inspect
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|ISC|PSF|Python Software Foundation|HPND|Unlicense|0BSD|CC0)\b", re.I)
@@ -136,24 +138,31 @@ def _is_prose(block: str) -> bool:
     )
 
 
-def prose_of(packages: Iterable[Package], seen: set[int] | None = None) -> dict[str, list[str]]:
+def _prose_in(path: Path) -> list[list[str]]:
+    return [list(filter(_is_prose, _blocks(docstring))) for docstring in docstrings_of(path)]
+
+
+def prose_of(packages: Sequence[Package], seen: set[int] | None = None) -> dict[str, list[str]]:
     """Documents (the prose of one docstring each) by package name, near-repeats removed across all packages.
 
     A paragraph goes when more than 40 % of its eight-word sequences occurred before, in any package; `seen` carries
     the hashes of those sequences from one call to the next, so that no held-out paragraph shares more with training.
     """
     seen = set() if seen is None else seen
-    result: dict[str, list[str]] = {}
-    for package in packages:
-        documents = result.setdefault(package.name, [])
-        for docstring in (d for path in package.files for d in docstrings_of(path)):
-            fresh = []
-            for block in filter(_is_prose, _blocks(docstring)):
-                words = re.findall(r"[a-z]+", block.lower())
-                grams = {hash(tuple(words[i : i + 8])) for i in range(max(1, len(words) - 7))}
-                if len(grams & seen) <= 0.4 * len(grams):
-                    fresh.append(block)
-                seen |= grams
-            if fresh:
-                documents.append("\n".join(fresh))
+    files = [(package.name, path) for package in packages for path in package.files]
+    result: dict[str, list[str]] = {package.name: [] for package in packages}
+    # Parsing takes a minute and a half on one core; spawned, because a fork of a process with torch's threads may hang
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        parsed = pool.map(_prose_in, [path for _, path in files], chunksize=64)
+        for (name, _), docstrings in zip(files, parsed, strict=True):
+            for blocks in docstrings:
+                fresh = []
+                for block in blocks:
+                    words = re.findall(r"[a-z]+", block.lower())
+                    grams = {hash(tuple(words[i : i + 8])) for i in range(max(1, len(words) - 7))}
+                    if len(grams & seen) <= 0.4 * len(grams):
+                        fresh.append(block)
+                    seen |= grams
+                if fresh:
+                    result[name].append("\n".join(fresh))
     return result

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from . import config
@@ -24,6 +25,7 @@ def main() -> int:
         print(f"Profile '{profile}' has no trained run yet. Run: make report PROFILE={profile}", file=sys.stderr)
         return 2
 
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers for an old name
     from . import models
 
     try:

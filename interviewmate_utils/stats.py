@@ -94,6 +94,11 @@ def verdicts(scores: "pd.DataFrame", base: str, resamples: int = 9999, seed: int
     return table
 
 
+def p_text(row: Mapping, equals: str = "") -> str:
+    """The adjusted p of a row of `verdicts`; `<=` where no resample was as extreme, so that only its bound is known."""
+    return f"{'<= ' if row['p'] <= row['p_floor'] else equals}{row['p_holm']:.4f}"
+
+
 def sentence(system: str, base: str, metric: str, row: Mapping) -> str:
     """One verdict in words, with everything a reader needs to judge it."""
     outcome = f"not distinguishable from {base}" if row["verdict"] == NOT_DISTINGUISHABLE else f"{row['verdict']} than {base}"
@@ -101,6 +106,6 @@ def sentence(system: str, base: str, metric: str, row: Mapping) -> str:
     return (
         f"{system[0].upper()}{system[1:]} is {outcome} on {metric}: difference {row['difference']:+.3f} "
         f"(unadjusted 95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']:.0f}), "
-        f"permutation p {'<=' if row['p'] <= row['p_floor'] else '='} {row['p_holm']:.4f}{holm}, d_z = {row['d_z']:.2f}; "
+        f"permutation p {p_text(row, '= ')}{holm}, d_z = {row['d_z']:.2f}; "
         f"the smallest effect that such a sample shows with 80 % power is d_z = {row['detectable_d']:.2f}."
     )

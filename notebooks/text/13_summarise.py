@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from interviewmate_utils import plots, provenance, results
+from interviewmate_utils import plots, provenance, results, stats
 from interviewmate_utils.config import (
     CAVEAT,
     EMBEDDED_MODEL,
@@ -66,7 +66,7 @@ verdicts = results.read_table("verdicts", evaluation)
 comparison = pd.DataFrame({"ROUGE-L": means["mean"].map("{:.3f}".format)})
 comparison["95 % interval"] = means.low.map("{:.3f}".format) + " to " + means.high.map("{:.3f}".format)
 comparison["against base"] = verdicts.verdict.reindex(comparison.index).fillna("-")
-comparison["p (Holm)"] = verdicts.p_holm.map("{:.4f}".format).reindex(comparison.index).fillna("-")
+comparison["p (Holm)"] = verdicts.apply(stats.p_text, axis=1).reindex(comparison.index).fillna("-")
 comparison["words"] = summary.answer_words.map("{:.0f}".format)
 comparison["corpus BLEU"] = summary.corpus_bleu.map("{:.3f}".format)
 comparison["similarity"] = summary.similarity.map("{:.3f}".format)
