@@ -21,10 +21,11 @@ PYTHON = sys.executable
 
 
 def files(stem, run=None):
-    """The -f and -p options of a notebook: first the run's file, then the profile, whose own values win."""
-    options = f"-f notebooks/params/runs/{run.split('_seed')[0]}.yaml " if run else ""
+    """The -f and -p options of a notebook: first the run's or corpus's file, then the profile, whose own values win."""
+    folder = "corpora" if stem == "01_prepare_data" else "runs"
+    options = f"-f notebooks/params/{folder}/{run.split('_seed')[0]}.yaml " if run else ""
     options += f"-f {PROFILE_FILE}"
-    return options + (" -p run {} -p seed {}".format(*run.split("_seed")) if run else "")
+    return options + (" -p run {} -p seed {}".format(*run.split("_seed")) if "_seed" in (run or "") else "")
 
 
 def resolved(stem, run=None):
@@ -44,6 +45,7 @@ def made_of(stem, run=None):
 
 
 REPORTS = [f"{OUT}/{stem}.ipynb" for stem in ("01_prepare_data", "02_build_embedded_model", "06_evaluate_models", "13_summarise")]
+REPORTS += [f"{OUT}/01_prepare_data_{path.stem}.ipynb" for path in sorted(Path("notebooks/params/corpora").glob("*.yaml"))]
 REPORTS += [f"{OUT}/04_train_lora_{run}.ipynb" for run in RUNS]
 
 
@@ -72,6 +74,20 @@ rule prepare_data:
         values=str(resolved("01_prepare_data")),
     output:
         update(f"{OUT}/01_prepare_data.ipynb"),
+    threads: workflow.cores
+    shell:
+        RUN_COMMAND
+
+
+rule prepare_another_corpus:
+    input:
+        lambda wildcards: made_of("01_prepare_data", wildcards.corpus),
+        notebook="notebooks/01_prepare_data.ipynb",
+    params:
+        files=lambda wildcards: files("01_prepare_data", wildcards.corpus),
+        values=lambda wildcards: str(resolved("01_prepare_data", wildcards.corpus)),
+    output:
+        update(OUT + "/01_prepare_data_{corpus}.ipynb"),
     threads: workflow.cores
     shell:
         RUN_COMMAND

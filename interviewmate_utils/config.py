@@ -26,6 +26,8 @@ CAVEAT = (
 )  # goes wherever a result of the embedded model is shown
 TRIAL_RECORD = "data/models/trial_recipe/training.json"  # what the tracked weights are compared with
 
+ORIGINAL = "original"  # the corpus that every comparison is judged on
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -61,8 +63,8 @@ class Parameters(BaseModel):
 
     @property
     def processed(self) -> Path:
-        """Folder of the prepared corpus of this profile."""
-        return ROOT / "data" / "processed" / self.profile
+        """Folder of the prepared corpus."""
+        return processed_folder(self.profile)
 
     def inputs(self) -> list[Path]:
         """Files and folders that the notebook reads: hashed into the provenance, and required to exist before a run."""
@@ -75,7 +77,9 @@ class Parameters(BaseModel):
 
 class PrepareData(Parameters):
     stem: ClassVar[str] = "01_prepare_data"
+    corpus: Name
     raw_file: str
+    extra_file: str
     question_column: str
     answer_column: str
     stratify_by: str
@@ -87,8 +91,17 @@ class PrepareData(Parameters):
     validation_share: Share
     test_share: Share
 
+    @property
+    def run_name(self) -> str:
+        return self.stem if self.corpus == ORIGINAL else f"{self.stem}_{self.corpus}"
+
+    @property
+    def processed(self) -> Path:
+        return processed_folder(self.profile, self.corpus)
+
     def inputs(self) -> list[Path]:
-        return [ROOT / self.raw_file, *local_model_files(self.model)]
+        files = [ROOT / name for name in (self.raw_file, self.extra_file) if name]
+        return files + local_model_files(self.model)
 
 
 class BuildEmbeddedModel(Parameters):
@@ -172,6 +185,11 @@ class Summarise(Parameters):
 
 
 BY_STEM = {cls.stem: cls for cls in (PrepareData, BuildEmbeddedModel, TrainLora, EvaluateModels, Summarise)}
+
+
+def processed_folder(profile: str, corpus: str = ORIGINAL) -> Path:
+    """Where `01_prepare_data` puts a corpus of a profile."""
+    return ROOT / "data" / "processed" / profile / corpus
 
 
 def run_labels(runs: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ def main() -> int:
     if not question:
         print('Ask something: make ask Q="Why does dropout reduce overfitting?"', file=sys.stderr)
         return 2
-    adapter, processed = _adapter(profile), config.ROOT / "data" / "processed" / profile
+    adapter, processed = _adapter(profile), config.processed_folder(profile)
     if not adapter or not processed.exists():
         print(f"Profile '{profile}' has no trained run yet. Run: make report PROFILE={profile}", file=sys.stderr)
         return 2
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def _answer(profile: str, question: str, adapter: Path, processed: Path) -> None:
-    from . import answering, data, models
+    from . import answering, data, models, similarity
 
     stem = config.EvaluateModels.stem  # the same settings as the answers that the report judges
     settings = config.parameters_cell(config.NOTEBOOKS / f"{stem}.ipynb")
@@ -53,8 +53,9 @@ def _answer(profile: str, question: str, adapter: Path, processed: Path) -> None
     for piece in answering.stream_answer(model, tokenizer, question, *limits):
         print(piece, end="", flush=True)
     train = data.load_parts(processed)["train"]
-    encoder = data.load_encoder(settings["encoder"])
-    index, cosine = data.nearest(data.embed(encoder, [question]), data.embed(encoder, list(train[data.QUESTION])))
+    encoder = similarity.load_encoder(settings["encoder"])
+    stored = similarity.embed(encoder, list(train[data.QUESTION]))
+    index, cosine = similarity.nearest(similarity.embed(encoder, [question]), stored)
     row = train[int(index[0])]
     print(f"\n\nRetrieved the nearest training question (cosine {cosine[0]:.2f}): {row[data.QUESTION]}\n\n{row[data.ANSWER]}")
 

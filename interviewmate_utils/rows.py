@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-QUESTION, ANSWER, LINE = "question", "answer", "line"
+QUESTION, ANSWER, LINE, FILE = "question", "answer", "line", "file"
+ID, PARENT = "id", "parent_id"  # columns of a corpus with follow-ups
 MAX_LINE_BYTES = 1_000_000
 MAX_DEPTH = 32  # levels of lists and objects in one JSON line; deeper ones break what reads them later
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
@@ -162,8 +163,8 @@ def _complaint(item: Mapping[str, Any], name: str, wanted: bool, broken: str) ->
 def read_rows(path: Path, question_column: str, answer_column: str) -> tuple[list[dict], list[Problem]]:
     """Clean rows and problems of a JSONL or CSV file, in file order.
 
-    Its question and answer columns become `question` and `answer`, and `line` is the row's first line in the file; it
-    keeps its other columns, except those of the same three names. Raises ValueError for another kind of file, a broken
+    Its question and answer columns become `question` and `answer`, and `file` and `line` say where the row begins; it
+    keeps its other columns, except those of the same four names. Raises ValueError for another kind of file, a broken
     CSV header, or a file in which no row has the two columns.
     """
     if path.suffix.lower() not in _READERS:
@@ -183,7 +184,7 @@ def read_rows(path: Path, question_column: str, answer_column: str) -> tuple[lis
         else:
             others = {name: _clean(value) for name, value in item.items() if name not in wanted}
             texts = {QUESTION: clean_text(item[question_column]), ANSWER: clean_text(item[answer_column])}
-            rows.append(others | {LINE: number} | texts)
+            rows.append(others | {FILE: path.name, LINE: number} | texts)
     if not rows and columns and not set(wanted) <= columns:
         there = _shown(", ".join(sorted(columns)))
         raise ValueError(f"{path.name}: no column '{question_column}' with '{answer_column}'; there are: {there}")

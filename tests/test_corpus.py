@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from interviewmate_utils import data
+from interviewmate_utils import similarity
 from interviewmate_utils.config import ROOT
 from interviewmate_utils.rows import clean_text
 
@@ -53,12 +53,12 @@ def shared_by_more_than(limit: int, rows: list[dict], size: int = 8) -> dict[str
 
 @pytest.fixture(scope="module")
 def encoder():
-    return data.load_encoder("embedded-minilm")
+    return similarity.load_encoder("embedded-minilm")
 
 
 @pytest.fixture(scope="module")
 def vectors(encoder) -> np.ndarray:
-    return data.embed(encoder, [row["question"] for row in ROWS])
+    return similarity.embed(encoder, [row["question"] for row in ROWS])
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_no_two_questions_are_near_duplicates(vectors: np.ndarray) -> None:
 
 
 def test_a_paraphrase_would_be_found(encoder, vectors: np.ndarray) -> None:
-    (added,) = data.embed(encoder, ["So: " + ROWS[0]["question"].replace("?", ", please?")])
+    (added,) = similarity.embed(encoder, ["So: " + ROWS[0]["question"].replace("?", ", please?")])
     assert int((vectors @ added).argmax()) == 0
     assert float((vectors @ added).max()) >= 0.90
 
@@ -147,7 +147,7 @@ def test_datasheet_states_the_counts() -> None:
 
 @foreign_data
 def test_no_question_is_a_copy_of_a_public_one(encoder, vectors: np.ndarray, foreign: list[dict]) -> None:
-    _, cosine = data.nearest(vectors, data.embed(encoder, [row["question"] for row in foreign]))
+    _, cosine = similarity.nearest(vectors, similarity.embed(encoder, [row["question"] for row in foreign]))
     assert at_fault(itertools.compress(ROWS, cosine >= 0.95)) == []
 
 

@@ -1,17 +1,15 @@
-"""Duplicates, split, leakage, tokens and the dataset on disk, against known answers and brute force."""
+"""Tokens, batches and the dataset on disk; real files of others all the way."""
 
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
+from test_splits import numbered
 
-from interviewmate_utils import data, models
+from interviewmate_utils import data, models, similarity, splits
 from interviewmate_utils.config import ROOT
 from interviewmate_utils.rows import read_rows
 
@@ -28,12 +26,7 @@ def corpus() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def encoder():
-    return data.load_encoder("embedded-minilm")
-
-
-@pytest.fixture(scope="module")
-def vectors(corpus: list[dict], encoder) -> np.ndarray:
-    return data.embed(encoder, [row["question"] for row in corpus])
+    return similarity.load_encoder("embedded-minilm")
 
 
 @pytest.fixture(scope="module")
@@ -41,225 +34,17 @@ def tokenizer():
     return models.load_tokenizer("data/models/embedded")
 
 
-def unit_vectors(count: int, seed: int = 0, width: int = 16) -> np.ndarray:
-    vectors = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def numbered(count: int, **columns: str) -> list[dict]:
-    return [{"line": 10 + i, "question": f"Question {i}?", "answer": f"Answer {i}.", **columns} for i in range(count)]
-
-
-def grouped(sizes: dict[str, int]) -> list[dict]:
-    rows = [{"subfield": name} for name, size in sizes.items() for _ in range(size)]
-    return [row | {"line": i, "question": f"{i}?", "answer": "a"} for i, row in enumerate(rows)]
-
-
-# Duplicates
-
-
-def test_exact_duplicates_differ_in_case_punctuation_and_space_only() -> None:
-    questions = [
-        "What is bias?",
-        "what is  BIAS",
-        "\u201cWhat is bias?\u201d",
-        "What is C?",
-        "What is C++?",
-        "What is C#?",
-        "???",
-        "!",
-    ]
-    rows = [{"line": 2 * i + 1, "question": q, "answer": str(i)} for i, q in enumerate(questions)]
-    kept, problems = data.drop_duplicates(rows, np.eye(len(rows)), 0.9, "f.jsonl")
-    assert kept == [0, 3, 4, 5, 6, 7]
-    assert list(map(str, problems)) == [
-        "f.jsonl:3: question: exact duplicate of line 1",
-        "f.jsonl:5: question: exact duplicate of line 1",
-    ]
-    assert '"answer": "2"' in problems[1].content
-
-
-def test_near_duplicates_are_those_at_the_threshold_from_a_kept_row() -> None:
-    """Rows on a circle, 20 degrees apart (cosine 0.94): each repeats the one before it, but only if that one is kept."""
-    angles = np.radians([0, 20, 40, 60, 90])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
-    kept, problems = data.drop_duplicates(numbered(5), vectors, 0.9, "f.jsonl")
-    assert kept == [0, 2, 4]
-    assert [(p.line, p.reason) for p in problems] == [
-        (11, "near duplicate of line 10 (cosine 0.940)"),
-        (13, "near duplicate of line 12 (cosine 0.940)"),
-    ]
-    assert data.drop_duplicates(numbered(5), vectors, 0.95, "f.jsonl") == ([0, 1, 2, 3, 4], [])
-
-
-def test_kept_rows_hold_no_pair_at_the_threshold_and_each_dropped_one_has_a_kept_neighbour() -> None:
-    vectors = unit_vectors(400, width=4)
-    kept, problems = data.drop_duplicates(numbered(400), vectors, 0.9, "f.jsonl")
-    cosines = vectors @ vectors.T
-    assert len(kept) + len(problems) == 400
-    assert (np.triu(cosines[np.ix_(kept, kept)], 1) < 0.9).all()
-    for problem in problems:
-        i, j = problem.line - 10, int(re.search(r"line (\d+)", problem.reason)[1]) - 10
-        assert j in kept
-        assert j < i
-        assert cosines[i, j] >= 0.9
-
-
-def test_planted_paraphrases_are_found_and_their_lines_named(corpus: list[dict], encoder, vectors: np.ndarray) -> None:
-    questions = {
-        corpus[0]["question"].upper().replace("?", " ?!"): corpus[0]["line"],
-        corpus[100]["question"].replace(" the ", " a "): corpus[100]["line"],
-        "Please tell me: " + corpus[200]["question"]: corpus[200]["line"],
-    }
-    planted = [{"line": 1000 + i, "question": q, "answer": "x"} for i, q in enumerate(questions)]
-    added = data.embed(encoder, list(questions))
-    kept, problems = data.drop_duplicates([*corpus, *planted], np.vstack([vectors, added]), 0.9, "f.jsonl")
-    assert kept == list(range(302))
-    assert [p.line for p in problems] == [1000, 1001, 1002]
-    assert [int(re.search(r"line (\d+)", p.reason)[1]) for p in problems] == list(questions.values())
-    assert [p.reason.split()[0] for p in problems] == ["exact", "near", "near"]
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_nearest_equals_brute_force_beyond_one_block(own: bool) -> None:
-    vectors, others = unit_vectors(1500), unit_vectors(1100, seed=1)
-    index, cosine = data.nearest(vectors) if own else data.nearest(vectors, others)
-    cosines = vectors @ (vectors if own else others).T
-    if own:
-        np.fill_diagonal(cosines, -np.inf)
-    np.testing.assert_array_equal(index, cosines.argmax(1))
-    np.testing.assert_allclose(cosine, cosines.max(1), atol=1e-6)
-
-
-def test_embeddings_are_unit_vectors(encoder) -> None:
-    vectors = data.embed(encoder, ["What is bias?", "x", "word " * 3000])
-    assert vectors.shape == (3, 384)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-
-
-# Split and leakage
-
-
-def test_the_302_give_211_45_46_every_time(corpus: list[dict]) -> None:
-    parts = data.split_rows(corpus, 0.15, 0.15, "subfield", 13)
-    assert {name: len(indices) for name, indices in parts.items()} == {"train": 211, "validation": 45, "test": 46}
-    assert sorted(i for indices in parts.values() for i in indices) == list(range(302))
-    assert parts == data.split_rows(corpus, 0.15, 0.15, "subfield", 13)
-    assert all(indices == sorted(indices) for indices in parts.values())
-    assert parts["test"] != data.split_rows(corpus, 0.15, 0.15, "subfield", 14)["test"]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_each_part_holds_each_subfield_in_proportion(corpus: list[dict], seed: int) -> None:
-    parts = data.split_rows(corpus, 0.15, 0.15, "subfield", seed)
-    whole = Counter(row["subfield"] for row in corpus)
-    for indices in parts.values():
-        here = Counter(corpus[i]["subfield"] for i in indices)
-        off = {name: here[name] - count * len(indices) / 302 for name, count in whole.items()}
-        assert max(map(abs, off.values())) <= 1.5, off
-
-
-def test_an_unstratified_split_is_out_of_proportion(corpus: list[dict]) -> None:
-    """The check above can fail: without the column, some seed breaks it."""
-    whole, worst = Counter(row["subfield"] for row in corpus), 0.0
-    for seed in range(5):
-        indices = data.split_rows(corpus, 0.15, 0.15, "no such column", seed)["test"]
-        here = Counter(corpus[i]["subfield"] for i in indices)
-        worst = max(worst, *(abs(here[name] - count * 46 / 302) for name, count in whole.items()))
-    assert worst > 1.5
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"a": 10},
-        {"a": 7, "b": 3},
-        {"a": 7, "b": 7},
-        {"a": 9, "b": 1},
-        {"a": 60, "b": 2},
-        {"a": 60, "b": 7},
-        {"a": 60, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1, "g": 1, "h": 1},
-        {f"only {i}": 1 for i in range(40)},
-        {f"group {i}": 7 for i in range(30)},
-        {"a": 7, "b": 7, "c": 7, "d": 6, "e": 5, "f": 1},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("shares", [(0.15, 0.15), (0.05, 0.2), (0.2, 0.7), (0.05, 0.8), (0.45, 0.45)], ids=str)
-def test_small_and_rare_groups_split_all_the_same(sizes: dict[str, int], shares: tuple[float, float]) -> None:
-    rows = grouped(sizes)
-    n = len(rows)
-    for seed in range(10):
-        try:
-            parts = data.split_rows(rows, *shares, "subfield", seed)
-        except ValueError as error:
-            assert "leave a part without rows" in str(error)  # noqa: PT017
-            assert min(int(n * (1 - sum(shares)) + 1e-9), round(n * shares[0]), n * shares[1] - 0.5) < 1
-            continue
-        assert sorted(i for indices in parts.values() for i in indices) == list(range(n))
-        assert [bool(parts[name]) for name in PARTS] == [True, True, True]
-        assert len(parts["validation"]) == round(n * shares[0])
-
-
-def test_a_rare_group_does_not_spoil_the_proportion_of_the_others() -> None:
-    rows = grouped({"a": 50, "b": 50, "c": 2})
-    for seed in range(30):
-        for indices in data.split_rows(rows, 0.15, 0.4, "subfield", seed).values():
-            here = Counter(rows[i]["subfield"] for i in indices)
-            assert abs(here["a"] - here["b"]) <= 3, (seed, here)
-
-
-def test_too_few_rows_and_impossible_shares_are_refused() -> None:
-    with pytest.raises(ValueError, match="9 rows are too few to split; 10 are the least"):
-        data.split_rows(numbered(9), 0.15, 0.15, "subfield", 13)
-    with pytest.raises(ValueError, match="leave a part without rows: 100 become 0/50/50"):
-        data.split_rows(numbered(100), 0.5, 0.5, "subfield", 13)
-    with pytest.raises(ValueError, match="leave a part without rows: 20 become 19/0/1"):
-        data.split_rows(numbered(20), 0.01, 0.01, "subfield", 13)
-
-
-def test_a_planted_near_duplicate_across_parts_is_refused() -> None:
-    rows, vectors = numbered(30), unit_vectors(30, width=64)
-    parts = {"train": list(range(20)), "validation": list(range(20, 25)), "test": list(range(25, 30))}
-    table = data.check_leakage(rows, parts, vectors, 0.9)
-    assert len(table) == 5 + 5 + 5
-    assert table.cosine.is_monotonic_decreasing
-    assert table.cosine.max() < 0.9
-    for held, other in ((22, 3), (27, 19), (29, 21)):
-        changed = vectors.copy()
-        changed[held] = changed[other]
-        with pytest.raises(
-            ValueError, match=rf"1 near-duplicate pair.*\n  line {10 + held} .* and line {10 + other} .* 1\.000"
-        ):
-            data.check_leakage(rows, parts, changed, 0.9)
-    changed = vectors.copy()
-    changed[3] = changed[4]  # within one part: no leak
-    data.check_leakage(rows, parts, changed, 0.9)
-
-
-def test_the_corpus_split_is_clean_and_its_table_names_real_neighbours(corpus: list[dict], vectors: np.ndarray) -> None:
-    parts = data.split_rows(corpus, 0.15, 0.15, "subfield", 13)
-    table = data.check_leakage(corpus, parts, vectors, 0.9)
-    assert len(table) == 45 + 46 + 46
-    by_line = {row["line"]: i for i, row in enumerate(corpus)}
-    for row in table.itertuples():
-        i, j = by_line[row.line], by_line[row.other_line]
-        assert i in parts[row.part]
-        assert j in parts[row.other]
-        assert row.cosine == pytest.approx((vectors[parts[row.other]] @ vectors[i]).max(), abs=1e-5)
-        assert (row.question, row.nearest) == (corpus[i]["question"], corpus[j]["question"])
-
-
 @pytest.mark.skipif(not FOREIGN.exists(), reason="../shared/data is not beside this checkout")
 @pytest.mark.parametrize(("name", "count"), [("ajitsingh98", 532), ("kalyanks_llm", 115)])
 def test_real_foreign_files_go_all_the_way(name: str, count: int, encoder, tokenizer, tmp_path: Path) -> None:
     rows, problems = read_rows(FOREIGN / f"{name}.jsonl", "question", "answer")
-    vectors = data.embed(encoder, [row["question"] for row in rows])
-    kept, repeats = data.drop_duplicates(rows, vectors, 0.9, name)
+    pairs = similarity.find_pairs([row["question"] for row in rows], encoder, 0.9)
+    kept, repeats = splits.keep_rows(rows, pairs, 0.9)
     assert len(kept) + len({p.line for p in [*problems, *repeats]}) == count
-    rows, vectors = [rows[i] for i in kept], vectors[kept]
-    parts = data.split_rows(rows, 0.15, 0.15, "section", 13)
-    data.check_leakage(rows, parts, vectors, 0.9)
+    rows, pairs = [rows[i] for i in kept], splits.renumber(pairs, kept)
+    roots, _ = splits.find_roots(rows)
+    parts = splits.split_rows(rows, roots, 0.15, 0.15, "section", 13)
+    splits.check_leakage(rows, roots, parts, pairs, 0.9)
     data.save_dataset(data.build_dataset(rows, parts, tokenizer, 512), tmp_path / "out")
     loaded = data.load_parts(tmp_path / "out")
     assert sum(len(part) for part in loaded.values()) == len(kept)
@@ -310,6 +95,34 @@ def test_a_question_that_fills_the_length_leaves_no_answer(tokenizer) -> None:
     assert out["answer_tokens"] == 0
 
 
+@pytest.mark.parametrize("spare", [400, 0, -1, -5, -30, -200])
+def test_a_long_conversation_loses_its_beginning_before_the_answer_its_end(tokenizer, spare: int) -> None:
+    rows = [row | {"id": f"r{i}", "parent_id": f"r{i - 1}" if i else None} for i, row in enumerate(numbered(3))]
+    dataset = data.build_dataset(rows, {"all": [0, 1, 2]}, tokenizer, 4096)["all"]
+    assert dataset[2]["context"] == "Question: Question 0?\nAnswer: Answer 0.\nQuestion: Question 1?\nAnswer: Answer 1.\n"
+    assert tokenizer.decode(dataset[2]["input_ids"][:-1]) == dataset[2]["context"] + "Question: Question 2?\nAnswer: Answer 2."
+    whole, alone = dataset[2]["input_ids"], data.tokenise(rows[2], tokenizer, 4096)["input_ids"]
+    assert whole[-len(alone) :] == alone
+    limit = len(whole) + spare
+    cut = data.tokenise(dataset[2], tokenizer, limit) if limit > 0 else data.tokenise(dataset[2], tokenizer, 16)
+    if spare > -(len(whole) - len(alone)):
+        assert cut["input_ids"] == whole[-limit:]
+        assert cut["truncated"] is False
+        assert [i for i in cut["labels"] if i != data.IGNORED] == [i for i in dataset[2]["labels"] if i != data.IGNORED]
+    else:
+        assert cut["input_ids"] == alone[:16]
+        assert cut["truncated"] is (len(alone) > 16)
+    assert cut["full_length"] == len(whole)
+
+
+def test_tokens_in_files_are_the_tokens_in_memory(tokenizer, tmp_path: Path) -> None:
+    rows, parts = numbered(12), {"train": [3, 1, 2], "test": [0]}
+    there = data.build_dataset(rows, parts, tokenizer, 64, tmp_path / "scratch")
+    assert there["train"].cache_files
+    here = data.build_dataset(rows, parts, tokenizer, 64)
+    assert {name: part.to_list() for name, part in there.items()} == {name: part.to_list() for name, part in here.items()}
+
+
 def test_markup_and_foreign_scripts_survive_the_tokenizer(tokenizer) -> None:
     row = {"question": "Is <script> \u65e5\u672c\u8a9e \U0001f600 safe?", "answer": "a\nb  \u00e9 \u2264 {x} <|not special|>"}
     out = data.tokenise(row, tokenizer, 512)
@@ -345,7 +158,7 @@ def test_dataset_round_trip_is_memory_mapped(small, tokenizer, tmp_path: Path) -
     loaded = data.load_parts(tmp_path / "deep" / "corpus")
     assert list(loaded) == PARTS
     for name, part in loaded.items():
-        assert part.to_list() == [rows[i] | data.tokenise(rows[i], tokenizer, 64) for i in parts[name]]
+        assert part.to_list() == [rows[i] | {"context": ""} | data.tokenise(rows[i], tokenizer, 64) for i in parts[name]]
         files = [Path(f["filename"]) for f in part.cache_files]
         assert files
         assert all(f.is_relative_to(tmp_path / "deep" / "corpus") for f in files)

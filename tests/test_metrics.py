@@ -13,7 +13,7 @@ import sacrebleu
 from nltk.translate import meteor_score
 from rouge_score import rouge_scorer
 
-from interviewmate_utils import config, data, metrics
+from interviewmate_utils import config, metrics, similarity
 
 CORPUS = [json.loads(line)["answer"] for line in (config.ROOT / "data/raw/interview_qa.jsonl").read_text().splitlines()]
 PREDICTIONS, REFERENCES = CORPUS[:20], CORPUS[20:40]
@@ -62,7 +62,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def encoder():
-    return data.load_encoder("embedded-minilm")
+    return similarity.load_encoder("embedded-minilm")
 
 
 @pytest.fixture

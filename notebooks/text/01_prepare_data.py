@@ -11,22 +11,28 @@
 #
 # **Question.** Are the question-answer pairs fit to train and to judge a model on, and which of them may each step see?
 #
-# **In:** one JSONL or CSV file with a question and an answer column. **Out:** train, validation and test parts, tokenised,
-# under `data/processed/<profile>/`; statistics as tables and figures. **Needs:** about half a minute and 1 GB of memory.
+# **In:** a JSONL or CSV file with a question and an answer column, and if wanted a second one that only enlarges the training
+# part. **Out:** train, validation and test parts, tokenised, under `data/processed/<profile>/<corpus>/`; statistics as
+# tables and figures. **Needs:** about half a minute and 1 GB of memory.
 
 # %%
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 
-from interviewmate_utils import data, models, plots, provenance, results
+from interviewmate_utils import data, models, plots, provenance, results, similarity, splits
 from interviewmate_utils.config import ROOT, PrepareData
 from interviewmate_utils.rows import DataError, read_rows, write_quarantine
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below data/processed/ and reports/
+corpus: str = "original"  # names the folder below data/processed/<profile>/
 raw_file: str = "data/raw/interview_qa.jsonl"  # JSONL or CSV, relative to the repository
+extra_file: str = ""  # further rows for training; validation and test stay those of raw_file
 question_column: str = "question"  # its name in the file
 answer_column: str = "answer"  # its name in the file
 stratify_by: str = "subfield"  # column kept in proportion over the parts; ignored where absent
@@ -51,12 +57,14 @@ provenance.overview(params)
 # own corpus; in a file from elsewhere we expect some, and each is named with its line, field and reason.
 
 # %%
-path = ROOT / params.raw_file
-rows, problems = read_rows(path, params.question_column, params.answer_column)
-vectors = data.embed(data.load_encoder(params.encoder), [row[data.QUESTION] for row in rows])
-kept, repeats = data.drop_duplicates(rows, vectors, params.near_duplicate, path.name)
-problems += repeats
-pd.DataFrame([(p.line, p.field, p.reason) for p in problems], columns=["line", "field", "reason"]).head(20)
+paths = [ROOT / name for name in (params.raw_file, params.extra_file) if name]
+read = [read_rows(path, params.question_column, params.answer_column) for path in paths]
+rows, problems = [row for found, _ in read for row in found], [problem for _, found in read for problem in found]
+encoder = similarity.load_encoder(params.encoder)
+pairs = similarity.find_pairs([row[data.QUESTION] for row in rows], encoder, params.near_duplicate)
+kept, unfit = splits.keep_rows(rows, pairs, params.near_duplicate)
+problems += unfit
+pd.DataFrame([(p.file, p.line, p.field, p.reason) for p in problems], columns=["file", "line", "field", "reason"]).head(20)
 
 # %% [markdown]
 # Strict mode stops here at any problem. Otherwise every problem goes into `quarantine.jsonl` with the line's content, and
@@ -66,53 +74,79 @@ pd.DataFrame([(p.line, p.field, p.reason) for p in problems], columns=["line", "
 if problems and params.strict:
     raise DataError(problems)
 write_quarantine(problems, params.output / "quarantine.jsonl")
-rows, vectors = [rows[i] for i in kept], vectors[kept]
-Markdown(f"**{len(rows)} rows** go on, **{len({p.line for p in problems})} lines** are set aside.")
+aside = len({(p.file, p.line) for p in problems})
+rows, pairs = [rows[i] for i in kept], splits.renumber(pairs, kept)
+Markdown(f"**{len(rows)} rows** go on, **{aside} lines** are set aside.")
+
+# %% [markdown]
+# ## Near neighbours
+#
+# Two questions at or above the dashed line would count as one. A follow-up may be near the question that it follows up; no
+# other pair may. A corpus whose bars crowd at the line would be many wordings of few questions.
+
+# %%
+nearest = pd.concat([pairs.groupby(end).cosine.max() for end in ("first", "second")]).groupby(level=0).max()
+fig, ax = plt.subplots()
+sns.histplot(nearest, binwidth=0.02, ax=ax, color=plots.colour("train"))
+ax.axvline(params.near_duplicate, color="black", ls="--")
+ax.set(xlabel="cosine to the nearest other question (from the dashed line on: the same question)", ylabel="questions")
+plots.save(fig, "neighbours", params.output)
+
+# %% [markdown]
+# The 20 closest pairs are worth reading: they show what the threshold lets through.
+
+# %%
+closest = pairs.head(20).round(3)
+for end in ("first", "second"):
+    closest[end] = [rows[i][data.QUESTION] for i in closest[end]]
+plots.show_texts(closest, ["cosine", "first", "second"])
 
 # %% [markdown]
 # ## Split
 #
-# Stratified, in the shares above, fixed by the seed. The split is refused if a question of one part has a near duplicate in
-# another: a model must not be judged on a question that it has seen in other words. Near duplicates are gone by now, so the
-# check fails only if that step failed; the figure shows the margin.
+# Stratified, in the shares above, fixed by the seed. A conversation (a question and its follow-ups) is never torn apart: the
+# follow-ups of validation and test questions are the part `multi_turn`, and no other row of theirs is trained on.
 
 # %%
-parts = data.split_rows(rows, params.validation_share, params.test_share, params.stratify_by, params.seed)
-leakage = data.check_leakage(rows, parts, vectors, params.near_duplicate)
+roots, _ = splits.find_roots(rows)
+shares = params.validation_share, params.test_share
+parts = splits.split_rows(rows, roots, *shares, params.stratify_by, params.seed, Path(params.extra_file).name)
 frame = pd.DataFrame(rows).assign(part="")
 for part, indices in parts.items():
     frame.loc[indices, "part"] = part
-frame["part"].value_counts()[["train", "validation", "test"]].to_frame("rows")
-
-# %%
-fig, ax = plt.subplots()
-nearest = leakage.groupby(["part", "line"], as_index=False).cosine.max()
-sns.histplot(data=nearest, x="cosine", hue="part", binwidth=0.02, multiple="stack", palette=plots.FIXED, ax=ax)
-ax.axvline(params.near_duplicate, color="black", ls="--")
-ax.set(xlabel="cosine to the nearest question of an earlier part (from the dashed line on: refused)", ylabel="questions")
-plots.save(fig, "leakage", params.output)
+sizes = frame["part"].value_counts()[list(parts)].to_frame("rows")
+sizes.assign(conversations=[len({roots[i] for i in parts[part]}) for part in parts])
 
 # %% [markdown]
-# The distance between the bars and the dashed line is the safety margin. The closest pairs are worth reading: they show
-# what the threshold lets through.
+# The split is refused if a question of the training part has a near duplicate, a parent or a follow-up in another part: a model
+# must not be judged on what it has seen. Near duplicates are gone by now, so the check fails only if a step before it did.
 
 # %%
-closest = leakage.head(5).round(3)
-plots.show_texts(closest, ["part", "question", "other", "nearest", "cosine"])
+leakage = splits.check_leakage(rows, roots, parts, pairs, params.near_duplicate)
+plots.show_texts(leakage.head(5).round(3), ["cosine", "part", "question", "other", "nearest"])
+
+# %% [markdown]
+# The closest pairs on two sides of the split, above, are what a model could profit from most.
 
 # %% [markdown]
 # ## Tokenise with the model's own tokenizer
 #
-# Prompt and answer become one sequence; the loss will see the answer alone. A sequence that does not fit loses its end,
-# and with it the end-of-text label, so that the model does not learn to stop in mid-sentence.
+# Prompt and answer become one sequence, before a follow-up also the conversation up to it; the loss will see the answer
+# alone. A sequence that does not fit loses the beginning of the conversation, then the answer's end, and with that the
+# end-of-text label, so that the model does not learn to stop in mid-sentence.
 
 # %%
 tokenizer = models.load_tokenizer(params.model)
-dataset = data.build_dataset(rows, parts, tokenizer, params.max_length)
-data.save_dataset(dataset, params.processed)
+with TemporaryDirectory() as scratch:
+    data.save_dataset(data.build_dataset(rows, parts, tokenizer, params.max_length, Path(scratch)), params.processed)
+dataset = data.load_parts(params.processed)
 tokens = pd.concat([part.select_columns(["length", "full_length", "truncated"]).to_pandas() for part in dataset.values()])
 truncated = int(tokens.truncated.sum())
-Markdown(f"**{truncated} of {len(tokens)}** sequences ({truncated / len(tokens):.1%}) exceed {params.max_length} tokens.")
+cut = int((tokens.full_length > params.max_length).sum()) - truncated
+Markdown(
+    f"Of {len(tokens)} sequences, **{truncated}** ({truncated / len(tokens):.1%}) lose the end of their answer at "
+    f"{params.max_length} tokens; {cut} more lose only the beginning of the conversation before them."
+)
 
 # %%
 fig, ax = plt.subplots()
@@ -131,7 +165,7 @@ labels = [c for c in ("subfield", "difficulty", "question_type") if c in frame a
 if labels:
     fig, axes = plt.subplots(1, len(labels), figsize=(11, 4), squeeze=False)
 for name, ax in zip(labels, axes[0] if labels else [], strict=True):
-    counts = pd.crosstab(frame[name], frame["part"])[["train", "validation", "test"]]
+    counts = pd.crosstab(frame[name], frame["part"])[list(parts)]
     counts.plot.barh(stacked=True, ax=ax, color=[plots.colour(c) for c in counts], legend=False, width=0.8)
     ax.set(xlabel="questions", ylabel="", title=name.replace("_", " "))
 if labels:
@@ -184,7 +218,7 @@ plots.save(fig, "term_density", params.output)
 # ## Limits
 #
 # - Near duplicates are found on questions alone, by one encoder at one threshold; two questions that ask the same thing in
-#   very different words pass.
+#   very different words pass. Beyond 20,000 rows only pairs with enough wording in common are compared.
 # - The glossary is ours and short: a low density may mean an unlisted vocabulary.
 # - Subfield, difficulty and type are labels of a language model, checked by another; no person rated them
 #   (`data/README.md`).
@@ -192,7 +226,7 @@ plots.save(fig, "term_density", params.output)
 # %%
 results.write_table(leakage, "leakage", params.output)
 metrics = {f"{part}_count": len(indices) for part, indices in parts.items()}
-metrics |= {"set_aside_count": len({p.line for p in problems}), "truncated_share": truncated / len(tokens)}
+metrics |= {"set_aside_count": aside, "truncated_share": truncated / len(tokens)}
 metrics |= {"median_question_chars": summary.loc["50%", "question_chars"], "median_length_tokens": tokens.length.median()}
 metrics |= {"nearest_across_parts_score": leakage.cosine.max(), "median_answer_words": summary.loc["50%", "answer_words"]}
 print("Saved", results.write_results(params, metrics).relative_to(ROOT))

@@ -24,7 +24,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 
-from interviewmate_utils import answering, data, metrics, models, plots, provenance, results, stats
+from interviewmate_utils import answering, data, metrics, models, plots, provenance, results, similarity, stats
 from interviewmate_utils.config import ROOT, EvaluateModels, run_labels
 
 # %% tags=["parameters"]
@@ -55,9 +55,9 @@ provenance.overview(params)
 dataset = data.load_parts(params.processed)
 test = dataset["test"].select(range(params.items or len(dataset["test"])))
 questions, references = list(test[data.QUESTION]), list(test[data.ANSWER])
-encoder_model = data.load_encoder(params.encoder)
-stored = data.embed(encoder_model, list(dataset["train"][data.QUESTION]))
-index, cosine = data.nearest(data.embed(encoder_model, questions), stored)
+encoder_model = similarity.load_encoder(params.encoder)
+stored = similarity.embed(encoder_model, list(dataset["train"][data.QUESTION]))
+index, cosine = similarity.nearest(similarity.embed(encoder_model, questions), stored)
 answers = {"retrieval": [dataset["train"][int(i)][data.ANSWER] for i in index]}
 Markdown(f"{len(test)} questions. The nearest training question has a median cosine of **{pd.Series(cosine).median():.2f}**.")
 
