@@ -44,7 +44,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(config.NOTEBOOKS / "06_evaluate_models.ipynb", root / "notebooks")
     tokenizer = models.load_tokenizer(str(root / "models" / "tiny"))
     parts = {"train": range(12), "validation": range(12, 14), "test": range(14, 16)}
-    data.save_dataset(data.build_dataset(corpus_rows(16), parts, tokenizer, 96), root / "data" / "processed" / "tiny")
+    data.save_dataset(
+        data.build_dataset(corpus_rows(16), parts, tokenizer, 96), root / "data" / "processed" / "tiny" / "original"
+    )
     for age, run in ((100, "A"), (50, "B")):
         folder = root / "reports" / "tiny" / f"04_train_lora_{run}_seed13" / "adapter"
         folder.parent.mkdir(parents=True)
@@ -69,7 +71,7 @@ def asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_both_answers_adapter_and_device_are_printed(
     asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    train = data.load_parts(asked / "data" / "processed" / "tiny")["train"]
+    train = data.load_parts(asked / "data" / "processed" / "tiny" / "original")["train"]
     monkeypatch.setenv("Q", f"  Tell me: {train['question'][5]}  ")
     assert interview.main() == 0
     printed = capsys.readouterr().out
@@ -110,7 +112,7 @@ def test_an_adapter_without_a_prepared_corpus_asks_for_a_report(
     asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("Q", "Why?")
-    processed = asked / "data" / "processed" / "tiny"
+    processed = asked / "data" / "processed" / "tiny" / "original"
     processed.rename(processed.with_name("away"))
     try:
         assert interview.main() == 2

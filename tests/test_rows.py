@@ -136,20 +136,21 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     assert problems == []
     assert [row["line"] for row in rows] == [1, 2]
     rows, problems = read(tmp_path, b"\xef\xbb\xbfquestion,answer\r\nWhat?,That.\r\n", "rows.csv")
-    assert (rows, problems) == ([{"line": 2, "question": "What?", "answer": "That."}], [])
+    assert (rows, problems) == ([{"file": "rows.csv", "line": 2, "question": "What?", "answer": "That."}], [])
 
 
 def test_markup_is_data(tmp_path: Path) -> None:
     answer = "<script>alert(1)</script> <img src=x onerror=y> &amp; {{ braces }} **bold**"
     rows, problems = read(tmp_path, json.dumps({"question": "Is <b> bold?", "answer": answer}))
     assert problems == []
-    assert rows == [{"line": 1, "question": "Is <b> bold?", "answer": answer}]
+    assert rows == [{"file": "rows.jsonl", "line": 1, "question": "Is <b> bold?", "answer": answer}]
 
 
 def test_other_columns_stay_and_are_cleaned(tmp_path: Path) -> None:
     row = {"id": 3, "tags": ["cafe\u0301 ", {"k": "a\u200bb"}], "question": "Q", "answer": "A", "score": None}
     rows, _ = read(tmp_path, json.dumps(row))
-    assert rows == [{"id": 3, "tags": ["caf\u00e9", {"k": "ab"}], "score": None, "line": 1, "question": "Q", "answer": "A"}]
+    others = {"id": 3, "tags": ["caf\u00e9", {"k": "ab"}], "score": None}
+    assert rows == [others | {"file": "rows.jsonl", "line": 1, "question": "Q", "answer": "A"}]
 
 
 def test_line_is_ours_even_if_the_file_has_such_a_column(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_line_is_ours_even_if_the_file_has_such_a_column(tmp_path: Path) -> None
 def test_columns_of_other_names(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"prompt": "Q", "reply": "A", "question": "another"}')
     rows, problems = read_rows(tmp_path / "x.jsonl", "prompt", "reply")
-    assert (rows, problems) == ([{"line": 1, "question": "Q", "answer": "A"}], [])
+    assert (rows, problems) == ([{"file": "x.jsonl", "line": 1, "question": "Q", "answer": "A"}], [])
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,8 @@ def test_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
     from_csv, csv_problems = read(tmp_path, out.getvalue(), "rows.csv")
     from_json, json_problems = read(tmp_path, "\n".join(map(json.dumps, items)))
     assert csv_problems == json_problems == []
-    assert [row | {"line": 0} for row in from_csv] == [row | {"line": 0} for row in from_json]
+    nowhere = {"line": 0, "file": ""}
+    assert [row | nowhere for row in from_csv] == [row | nowhere for row in from_json]
     starts = [row["line"] for row in from_csv]
     assert starts == sorted(set(starts))
     lines = list(io.StringIO(out.getvalue(), newline=""))

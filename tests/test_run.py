@@ -37,7 +37,7 @@ TRAIN_FOLDER = "reports/mine/04_train_lora_A_seed13"
 
 def training_notebook(workshop: Workshop, *cells: str) -> Path:
     """A notebook that takes the parameters of `config.TrainLora`, with its inputs in place."""
-    for name in ("data/processed/mine/train.txt", "data/models/tiny/config.json"):
+    for name in ("data/processed/mine/original/train.txt", "data/models/tiny/config.json"):
         (workshop.root / name).parent.mkdir(parents=True)
         (workshop.root / name).write_text(name)
     return workshop.notebook(*cells or ("open('ran', 'w')",), name="04_train_lora.ipynb", parameters=TRAIN)
@@ -130,7 +130,7 @@ def test_secret_in_a_broken_file_is_not_echoed(workshop: Workshop, capsys: pytes
 @pytest.mark.parametrize(
     ("missing", "maker"),
     [
-        ("data/processed/mine", "run 01_prepare_data with profile 'mine' first"),
+        ("data/processed/mine/original", "run 01_prepare_data with profile 'mine' first"),
         ("data/models/embedded", "run 02_build_embedded_model with profile 'mine' first"),
         ("reports/mine/02_build_embedded_model/best", "run 02_build_embedded_model with profile 'mine' first"),
         ("data/models/nowhere", "no notebook makes it"),
@@ -140,7 +140,7 @@ def test_missing_input_is_named_with_the_notebook_that_makes_it(
     workshop: Workshop, capsys: pytest.CaptureFixture, missing: str, maker: str
 ) -> None:
     notebook = workshop.notebook("1", name="04_train_lora.ipynb", parameters=TRAIN)
-    for folder in {"data/processed/mine", "data/models/tiny"} - {missing}:
+    for folder in {"data/processed/mine/original", "data/models/tiny"} - {missing}:
         (workshop.root / folder).mkdir(parents=True)
     before = workshop.files()
     model = "data/models/tiny" if "processed" in missing else missing
@@ -244,7 +244,7 @@ def test_metadata_carries_the_provenance(good: Good) -> None:
     for key in ("notebook_digest", "package_digest", "parameters_digest", "lock_digest", "model_revision"):
         assert len(record[key]) == 16, key
         int(record[key], 16)
-    assert set(record["inputs"]) == {"data/processed/mine", "data/models/tiny"}
+    assert set(record["inputs"]) == {"data/processed/mine/original", "data/models/tiny"}
     assert all(len(digest) == 16 for digest in record["inputs"].values())
     assert record["notebook"] == "notebooks/04_train_lora.ipynb"
     assert record["parameters"]["learning_rate"] == 2e-4

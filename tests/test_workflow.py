@@ -12,7 +12,7 @@ import pytest
 
 from interviewmate_utils.config import ROOT
 
-RULES = ["prepare_data", "build_embedded_model", "train_lora", "evaluate_models", "summarise", "site"]
+RULES = ["prepare_data", "prepare_another_corpus", "build_embedded_model", "train_lora", "evaluate_models", "summarise", "site"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,12 @@ def test_nothing_changed_runs_nothing(copy):
 
 def test_changed_raw_file_reruns_the_corpus_and_what_follows(copy):
     rewrite(copy / "data/raw/interview_qa.jsonl", "gradient", "Gradient")
-    assert planned(copy) == {"prepare_data", "train_lora", "evaluate_models", "summarise", "site"}
+    assert planned(copy) == {"prepare_data", "prepare_another_corpus", "train_lora", "evaluate_models", "summarise", "site"}
+
+
+def test_changed_second_file_reruns_the_corpus_that_it_enlarges(copy):
+    rewrite(copy / "data/raw/interview_qa_enhanced.jsonl", "gradient", "Gradient")
+    assert planned(copy) == {"prepare_another_corpus", "site"}
 
 
 def test_changed_notebook_reruns_itself_and_what_follows(copy):
