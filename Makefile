@@ -12,7 +12,7 @@ SHORT := awk '/^ *(Collecting|Processing)/ && ++n % 40 == 0 {print "  " n " pack
 SOURCE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
 export PROFILE Q
 .DEFAULT_GOAL := help
-.PHONY: help setup report test ask lab site publish wheelhouse lock clean
+.PHONY: help setup report test bench ask lab site publish wheelhouse lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ site: setup  ## build the site from the reports as they are, without running any
 test: setup  ## run all checks, the notebooks on their small defaults included
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(PY) -m pytest
+
+bench: setup  ## measure how preparing data grows, to a million rows (about an hour on two cores)
+	@$(PY) tests/bench_prepare_data.py
 
 ask: setup  ## answer a question: make ask Q="What is overfitting?"
 	@$(PY) -m interviewmate_utils.interview

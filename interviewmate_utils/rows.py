@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,8 @@ class DataError(ValueError):
 
 def clean_text(text: str) -> str:
     """NFC, no invisible or control characters, every run of white space one blank (line breaks in answers stay one)."""
+    if text.isascii() and text.isprintable() and "  " not in text:  # most texts of most files
+        return text.strip()
     text = _INVISIBLE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
     text = unicodedata.normalize("NFC", text)  # after the removals, which can bring a letter and its accent together
@@ -155,7 +158,7 @@ def _complaint(item: Mapping[str, Any], name: str, wanted: bool, broken: str) ->
         return f"missing; the row has {_shown(', '.join(item)) or 'nothing'}"
     if wanted and not isinstance(value, str):
         return f"expected text, found {type(value).__name__}"
-    if _SURROGATE.search(name + json.dumps(value, ensure_ascii=False)):
+    if _SURROGATE.search(name + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))):
         return broken
     return "empty" if wanted and not clean_text(value) else ""
 
@@ -182,7 +185,7 @@ def read_rows(path: Path, question_column: str, answer_column: str) -> tuple[lis
         if found:
             problems += [Problem(path.name, number, _shown(field), reason, _shown(content)) for field, reason in found]
         else:
-            others = {name: _clean(value) for name, value in item.items() if name not in wanted}
+            others = {sys.intern(name): _clean(value) for name, value in item.items() if name not in wanted}
             texts = {QUESTION: clean_text(item[question_column]), ANSWER: clean_text(item[answer_column])}
             rows.append(others | {FILE: path.name, LINE: number} | texts)
     if not rows and columns and not set(wanted) <= columns:

@@ -83,13 +83,13 @@ def candidate_pairs(texts: Sequence[str], seed: int = 0) -> "np.ndarray":
     import numpy as np
     from rensa import RMinHash
 
-    distinct = {text.casefold(): i for i, text in reversed(list(enumerate(texts)))}  # the first of each
-    where = np.fromiter(distinct.values(), int)[::-1]
+    seen: dict[int, int] = {}
+    where = np.array([i for i, text in enumerate(texts) if seen.setdefault(hash(text.casefold()), i) == i], int)
     signatures = np.empty((len(where), _HASHES), np.uint32)
-    for start in range(0, len(where), 10_000):
-        chunk = (texts[i].casefold() for i in where[start : start + 10_000])
+    for start in range(0, len(where), 2_000):
+        chunk = (texts[i].casefold() for i in where[start : start + 2_000])
         shingles = [{text[i : i + _SHINGLE] for i in range(max(1, len(text) - _SHINGLE + 1))} for text in chunk]
-        signatures[start : start + 10_000] = RMinHash.digest_matrix_from_token_sets(shingles, _HASHES, seed).to_rows()
+        signatures[start : start + 2_000] = RMinHash.digest_matrix_from_token_sets(shingles, _HASHES, seed).to_rows()
     found = []
     for band in np.split(signatures, _BANDS, axis=1):
         order = np.lexsort(band.T)

@@ -111,7 +111,8 @@ plots.show_texts(closest, ["cosine", "first", "second"])
 roots, _ = splits.find_roots(rows)
 shares = params.validation_share, params.test_share
 parts = splits.split_rows(rows, roots, *shares, params.stratify_by, params.seed, Path(params.extra_file).name)
-frame = pd.DataFrame(rows).assign(part="")
+frame = pd.DataFrame({name: [row.get(name) for row in rows] for name in ("subfield", "difficulty", "question_type")})
+frame = frame.dropna(axis=1, how="all").assign(part="")
 for part, indices in parts.items():
     frame.loc[indices, "part"] = part
 sizes = frame["part"].value_counts()[list(parts)].to_frame("rows")
@@ -161,7 +162,9 @@ plots.save(fig, "token_lengths", params.output)
 # A corpus that is thin in one subfield or all easy would make every later comparison a comparison on something else.
 
 # %%
-labels = [c for c in ("subfield", "difficulty", "question_type") if c in frame and frame[c].nunique() < 30]
+if set(frame.get("difficulty", ())) == set(levels := ["easy", "medium", "hard"]):
+    frame["difficulty"] = pd.Categorical(frame["difficulty"], levels)  # in this order, not the alphabet's
+labels = [name for name in frame.drop(columns="part") if frame[name].nunique() < 30]
 if labels:
     fig, axes = plt.subplots(1, len(labels), figsize=(11, 4), squeeze=False)
 for name, ax in zip(labels, axes[0] if labels else [], strict=True):
@@ -189,9 +192,9 @@ coverage
 
 # %%
 terms = (ROOT / "data/raw/technical_terms.txt").read_text().split("\n")
-frame["question_chars"] = frame[data.QUESTION].str.len()
-frame["answer_words"] = frame[data.ANSWER].str.split().str.len()
-frame["term_density"] = data.term_density(frame[data.ANSWER], [t for t in terms if t])
+frame["question_chars"] = [len(row[data.QUESTION]) for row in rows]
+frame["answer_words"] = [len(row[data.ANSWER].split()) for row in rows]
+frame["term_density"] = data.term_density([row[data.ANSWER] for row in rows], [t for t in terms if t])
 summary = frame[["question_chars", "answer_words", "term_density"]].describe().loc[["min", "25%", "50%", "75%", "max"]]
 summary.round(1)
 
@@ -210,7 +213,7 @@ plots.save(fig, "lengths", params.output)
 group = columns[0] if columns else "part"
 fig, ax = plt.subplots()
 order = frame.groupby(group)["term_density"].median().sort_values().index
-sns.boxplot(data=frame, y=group, x="term_density", order=order, ax=ax, color=plots.colour("retrieval"), width=0.6)
+sns.boxplot(data=frame, y=group, x="term_density", order=order, ax=ax, color=plots.colour("train"), width=0.6)
 ax.set(xlabel="technical terms per 100 words of the answer", ylabel="")
 plots.save(fig, "term_density", params.output)
 
