@@ -1,4 +1,4 @@
-"""The 302 written questions: what the datasheet and the task promise of them. Each failure names the ids at fault."""
+"""The 905 written questions: what the datasheet promises of them. Each failure names the ids at fault."""
 
 import hashlib
 import itertools
@@ -10,13 +10,23 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from interviewmate_utils import similarity
+from interviewmate_utils import similarity, splits
 from interviewmate_utils.config import ROOT
 from interviewmate_utils.rows import clean_text
 
-FILE = ROOT / "data" / "raw" / "interview_qa.jsonl"
+RAW = ROOT / "data" / "raw"
 FOREIGN = ROOT.parent / "shared" / "data" / "qa"
-ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+
+
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (RAW / name).read_text(encoding="utf-8").splitlines()]
+
+
+FIRST, FURTHER = read("interview_qa.jsonl"), read("interview_qa_enhanced.jsonl")
+ROWS = FIRST + FURTHER
+FOLLOW_UPS = [row for row in FURTHER if "parent_id" in row]
+DATASHEET = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+BY_ID = {row["id"]: row for row in ROWS}
 FIELDS = ["id", "question", "answer", "subfield", "difficulty", "question_type", "key_points"]
 TYPES = {"concept", "comparison", "derivation", "design", "debugging", "case", "behavioural"}
 SUBFIELDS = {
@@ -66,9 +76,10 @@ def foreign() -> list[dict]:
     return [json.loads(line) for path in sorted(FOREIGN.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_exactly_302_rows_with_the_same_fields_in_order() -> None:
-    assert len(ROWS) == 302
-    assert at_fault(row for row in ROWS if list(row) != FIELDS) == []
+def test_exactly_302_and_603_rows_with_the_same_fields_in_order() -> None:
+    assert (len(FIRST), len(FURTHER)) == (302, 603)
+    assert at_fault(row for row in FIRST if list(row) != FIELDS) == []
+    assert at_fault(row for row in FURTHER if list(row) not in (FIELDS, [*FIELDS, "parent_id"])) == []
 
 
 def test_ids_are_unique() -> None:
@@ -88,16 +99,32 @@ def test_lengths() -> None:
     assert at_fault(row for row in ROWS if len(set(row["key_points"])) < len(row["key_points"])) == []
 
 
-def test_eight_subfields_of_30_to_45() -> None:
-    counts = Counter(row["subfield"] for row in ROWS)
+@pytest.mark.parametrize(("rows", "least", "most"), [(FIRST, 30, 45), (ROWS, 100, 125)], ids=["302", "905"])
+def test_eight_subfields_in_balance(rows: list[dict], least: int, most: int) -> None:
+    counts = Counter(row["subfield"] for row in rows)
     assert set(counts) == SUBFIELDS
-    assert {name: count for name, count in counts.items() if not 30 <= count <= 45} == {}
+    assert {name: count for name, count in counts.items() if not least <= count <= most} == {}
 
 
-def test_no_difficulty_is_under_a_fifth() -> None:
-    counts = Counter(row["difficulty"] for row in ROWS)
+@pytest.mark.parametrize("rows", [FIRST, ROWS], ids=["302", "905"])
+def test_no_difficulty_is_under_a_fifth(rows: list[dict]) -> None:
+    counts = Counter(row["difficulty"] for row in rows)
     assert set(counts) == {"easy", "medium", "hard"}
-    assert {name: count for name, count in counts.items() if count < 0.2 * len(ROWS)} == {}
+    assert {name: count for name, count in counts.items() if count < 0.2 * len(rows)} == {}
+
+
+def test_follow_ups_have_a_parent_of_the_first_file_in_their_subfield() -> None:
+    assert 180 <= len(FOLLOW_UPS) <= 220
+    assert at_fault(row for row in FOLLOW_UPS if row["parent_id"] not in {first["id"] for first in FIRST}) == []
+    assert at_fault(row for row in FOLLOW_UPS if row["subfield"] != BY_ID[row["parent_id"]]["subfield"]) == []
+
+
+def test_a_follow_up_does_not_repeat_its_parents_answer() -> None:
+    def repeats(row: dict, other: dict) -> bool:
+        return bool(set(sequences(row["answer"], 8)) & set(sequences(other["answer"], 8)))
+
+    assert at_fault(row for row in FOLLOW_UPS if repeats(row, BY_ID[row["parent_id"]])) == []
+    assert repeats(FIRST[0], FIRST[0])
 
 
 def test_question_types() -> None:
@@ -123,8 +150,8 @@ def test_a_stock_phrase_would_be_found() -> None:
 
 def test_no_two_questions_are_near_duplicates(vectors: np.ndarray) -> None:
     cosines = np.triu(vectors @ vectors.T, 1)
-    pairs = [(ROWS[i]["id"], ROWS[j]["id"], round(float(cosines[i, j]), 3)) for i, j in np.argwhere(cosines >= 0.90)]
-    assert pairs == []
+    pairs = [(ROWS[i], ROWS[j], round(float(cosines[i, j]), 3)) for i, j in np.argwhere(cosines >= 0.90)]
+    assert [(a["id"], b["id"], cosine) for a, b, cosine in pairs if b.get("parent_id") != a["id"]] == []
 
 
 def test_a_paraphrase_would_be_found(encoder, vectors: np.ndarray) -> None:
@@ -133,16 +160,20 @@ def test_a_paraphrase_would_be_found(encoder, vectors: np.ndarray) -> None:
     assert float((vectors @ added).max()) >= 0.90
 
 
-def test_datasheet_states_the_digest_of_the_file() -> None:
-    assert hashlib.sha256(FILE.read_bytes()).hexdigest() in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", sorted(path.name for path in RAW.iterdir()))
+def test_datasheet_states_the_digest_of_each_file(name: str) -> None:
+    assert f"`raw/{name}`" in DATASHEET
+    assert hashlib.sha256((RAW / name).read_bytes()).hexdigest() in DATASHEET
 
 
 def test_datasheet_states_the_counts() -> None:
-    datasheet = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    for subfield, count in Counter(row["subfield"] for row in ROWS).items():
-        assert re.search(rf"\| {re.escape(subfield)} \| \w+- \| {count} \|", datasheet), (subfield, count)
-    for level, count in Counter(row["difficulty"] for row in ROWS).items():
-        assert re.search(rf"\b{count} (rows )?(are )?{level}\b", datasheet), (level, count)
+    first, whole = (Counter(row["subfield"] for row in rows) for rows in (FIRST, ROWS))
+    for subfield in SUBFIELDS:
+        assert re.search(rf"\| {re.escape(subfield)} \| \w+- \| {first[subfield]} \| {whole[subfield]} \|", DATASHEET), subfield
+    for column in ("difficulty", "question_type"):
+        first, whole = (Counter(row[column] for row in rows) for rows in (FIRST, ROWS))
+        for value in whole:
+            assert f"| {value} | {first[value]} | {whole[value]} |" in DATASHEET, value
 
 
 @foreign_data
@@ -156,3 +187,37 @@ def test_no_answer_shares_twelve_words_with_a_public_one(foreign: list[dict]) ->
     theirs = {words for row in foreign for words in sequences(row["answer"], 12)}
     assert len(theirs) > 10_000
     assert at_fault(row for row in ROWS if any(words in theirs for words in sequences(row["answer"], 12))) == []
+
+
+@pytest.fixture(scope="module")
+def parts(vectors: np.ndarray) -> dict[str, list[int]]:
+    rows = [row | {"file": "more" if i >= 302 else "first", "line": i + 1} for i, row in enumerate(ROWS)]
+    roots, problems = splits.find_roots(rows)
+    assert problems == []
+    parts = splits.split_rows(rows, roots, 0.15, 0.15, "subfield", 13, "more")
+    splits.check_leakage(rows, roots, parts, similarity.close_pairs(vectors, 0.90), 0.90)
+    return parts
+
+
+def test_no_training_question_is_of_a_held_out_conversation(parts: dict[str, list[int]]) -> None:
+    """Said a second time, without the code that made the split."""
+    held = {ROWS[i]["id"] for name in ("validation", "test") for i in parts[name]}
+    assert {name: len(members) for name, members in parts.items()} | {"train": 0, "multi_turn": 0} == {
+        "train": 0,
+        "validation": 45,
+        "test": 46,
+        "multi_turn": 0,
+    }
+    train = [ROWS[i] for i in parts["train"]]
+    assert at_fault(row for row in train if row["id"] in held or row.get("parent_id") in held) == []
+    multi_turn = {ROWS[i]["id"] for i in parts["multi_turn"]}
+    assert multi_turn == {row["id"] for row in FOLLOW_UPS if row["parent_id"] in held}
+    assert len(train) == 905 - 45 - 46 - len(multi_turn)
+    assert re.search(rf"{len(train)} to train on, .* {len(multi_turn)} follow-ups", DATASHEET)
+
+
+def test_training_questions_stay_away_from_held_out_ones(parts: dict[str, list[int]], vectors: np.ndarray) -> None:
+    held = [i for name in ("validation", "test", "multi_turn") for i in parts[name]]
+    index, cosine = similarity.nearest(vectors[parts["train"]], vectors[held])
+    close = [(ROWS[i]["id"], ROWS[held[j]]["id"]) for i, j, c in zip(parts["train"], index, cosine, strict=True) if c >= 0.90]
+    assert close == []
