@@ -10,6 +10,7 @@ from .config import replacing
 from .rows import ANSWER, ID, PARENT, QUESTION
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +75,18 @@ def _contexts(rows: Sequence[Mapping]) -> list[str]:
     return contexts
 
 
+def _column_type(values: Sequence) -> "pa.DataType | None":
+    """The Arrow type that holds all of `values`; None where none does, because their types are mixed."""
+    import pyarrow as pa
+
+    if all(isinstance(value, str) for value in values):  # most columns: no copy of a million answers to find out
+        return pa.string()
+    try:
+        return pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return None
+
+
 def build_dataset(
     rows: Sequence[Mapping],
     parts: Mapping[str, Sequence[int]],
@@ -83,33 +96,29 @@ def build_dataset(
 ) -> "DatasetDict":
     """The parts as one DatasetDict with text, `context` (the earlier turns of a follow-up), labels and token columns.
 
-    A column of mixed types, which Arrow cannot hold, is kept as JSON text. With a folder `scratch` the tokens go to files in
-    it and not into memory: `save_dataset` copies them, and the folder can go.
+    A column of mixed types, which Arrow cannot hold, is kept as JSON text. With a folder `scratch` everything goes to files in
+    it, row by row, and not into memory: `save_dataset` copies them, and the folder can go.
     """
     import pyarrow as pa
     from datasets import Dataset, DatasetDict, Features, List, Value
+    from datasets.arrow_writer import ArrowWriter
 
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    for name, values in columns.items():
-        try:
-            pa.array(values)
-        except (pa.ArrowException, OverflowError):
-            columns[name] = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
-    whole = Dataset.from_dict(columns | {CONTEXT: _contexts(rows)})
-    counts = dict.fromkeys(("length", "answer_tokens", "full_length"), Value("int32"))
-    made = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), **counts, "truncated": Value("bool")}
-    result = DatasetDict()
+    names = dict.fromkeys(name for row in rows for name in row)
+    types = {name: _column_type([row.get(name) for row in rows]) for name in names}
+    schema = pa.schema([(name, kind or pa.string()) for name, kind in types.items()])
+    made = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "truncated": Value("bool")}
+    made |= dict.fromkeys(("length", "answer_tokens", "full_length"), Value("int32")) | {CONTEXT: Value("string")}
+    features, contexts, result = Features(Features.from_arrow_schema(schema) | made), _contexts(rows), DatasetDict()
+    mixed = [name for name, kind in types.items() if kind is None]
     for name, members in parts.items():
-        cache = str(scratch / f"{name}.arrow") if scratch else None
-        if scratch:
-            scratch.mkdir(parents=True, exist_ok=True)
-        result[name] = whole.select(members).map(
-            tokenise,
-            fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-            features=Features(whole.features | made),
-            cache_file_name=cache,
-            load_from_cache_file=False,
-        )
+        target = str(scratch / f"{name}.arrow") if scratch else pa.BufferOutputStream()
+        with ArrowWriter(features=features, **{"path" if scratch else "stream": target}) as writer:
+            for i in members:
+                row = {column: rows[i].get(column) for column in names} | {CONTEXT: contexts[i]}
+                row |= {c: None if row[c] is None else json.dumps(row[c], ensure_ascii=False) for c in mixed}
+                writer.write(row | tokenise(row, tokenizer, max_length))
+            writer.finalize()
+        result[name] = Dataset.from_file(target) if scratch else Dataset.from_buffer(target.getvalue())
     return result
 
 

@@ -117,7 +117,7 @@ def test_a_long_conversation_loses_its_beginning_before_the_answer_its_end(token
 
 def test_tokens_in_files_are_the_tokens_in_memory(tokenizer, tmp_path: Path) -> None:
     rows, parts = numbered(12), {"train": [3, 1, 2], "test": [0]}
-    there = data.build_dataset(rows, parts, tokenizer, 64, tmp_path / "scratch")
+    there = data.build_dataset(rows, parts, tokenizer, 64, tmp_path)
     assert there["train"].cache_files
     here = data.build_dataset(rows, parts, tokenizer, 64)
     assert {name: part.to_list() for name, part in there.items()} == {name: part.to_list() for name, part in here.items()}
