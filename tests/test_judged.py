@@ -12,6 +12,7 @@ from interviewmate_utils.config import ROOT
 from interviewmate_utils.rows import read_rows
 
 RAW = ROOT / "data" / "raw"
+FOREIGN = ROOT.parent / "shared" / "data" / "qa"
 ROWS = [json.loads(line) for line in (RAW / "judged_answers.jsonl").read_text(encoding="utf-8").splitlines()]
 WRITTEN = [row for row in ROWS if row["source"] == "written"]
 REAL = [row for row in ROWS if row["source"] != "written"]
@@ -30,6 +31,11 @@ CATEGORIES = {
 
 def at_fault(wrong: Iterable[dict]) -> list[str]:
     return [row["id"] for row in wrong]
+
+
+def sequences(text: str, size: int) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[i:] for i in range(size)), strict=False))
 
 
 def test_the_guideline_names_eight_categories_of_three_subtypes() -> None:
@@ -99,15 +105,11 @@ def test_ratings_and_key_points_are_in_range() -> None:
 
 
 def test_good_answers_cover_the_points_in_other_words() -> None:
-    def sequences(text: str) -> set[tuple[str, ...]]:
-        words = re.findall(r"\w+", text.lower())
-        return set(zip(*(words[i:] for i in range(8)), strict=False))
-
     def share(row: dict) -> float:
         return len(row["covered"]) / len(QUESTIONS[row["question_id"]]["key_points"])
 
     assert at_fault(row for row in GOOD if share(row) < 0.7 or row["contradicted"] or min(row["ratings"].values()) < 4) == []
-    repeated = (row for row in GOOD if sequences(row["answer"]) & sequences(QUESTIONS[row["question_id"]]["answer"]))
+    repeated = (row for row in GOOD if sequences(row["answer"], 8) & sequences(QUESTIONS[row["question_id"]]["answer"], 8))
     assert at_fault(repeated) == []
 
 
@@ -117,6 +119,14 @@ def test_length_alone_does_not_give_the_label_away(category: str) -> None:
     good = sorted(len(row["answer"].split()) for row in GOOD)
     lengths = sorted(len(row["answer"].split()) for row in WRITTEN if row["primary"] == category)
     assert good[8] <= lengths[15] <= good[71]
+
+
+@pytest.mark.skipif(not FOREIGN.exists(), reason="../shared/data is not beside this checkout")
+def test_no_answer_shares_twelve_words_with_a_public_one() -> None:
+    lines = [line for path in FOREIGN.glob("*.jsonl") for line in path.read_text("utf-8").splitlines()]
+    theirs = set().union(*(sequences(json.loads(line)["answer"], 12) for line in lines))
+    assert len(theirs) > 10_000
+    assert at_fault(row for row in WRITTEN if sequences(row["answer"], 12) & theirs) == []
 
 
 def test_datasheet_states_the_digest() -> None:
