@@ -69,7 +69,7 @@ def semantic_similarity(encoder, predictions: Sequence[str], references: Sequenc
     """Cosine of sentence embeddings, per item; an empty answer scores 0. Texts over 256 word pieces are cut there."""
     import numpy as np
 
-    from ..data import embed
+    from ..similarity import embed
 
     filled = np.array([bool(text.strip()) for text in predictions])
     return np.where(filled, (embed(encoder, predictions) * embed(encoder, references)).sum(1), 0.0)
