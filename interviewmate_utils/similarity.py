@@ -60,7 +60,7 @@ def close_pairs(vectors: "np.ndarray", threshold: float) -> "pd.DataFrame":
     """
     import numpy as np
 
-    found = []
+    found = [(np.empty(0, int), np.empty(0, int), np.empty(0, vectors.dtype))]
     for start in range(0, len(vectors), _BLOCK):
         cosine = vectors[start : start + _BLOCK] @ vectors.T
         rows = np.arange(len(cosine))

@@ -60,6 +60,12 @@ def test_close_pairs_of_one_text_are_none() -> None:
     assert similarity.close_pairs(unit_vectors(1), 0.9).empty
 
 
+def test_no_texts_have_no_pairs(encoder) -> None:
+    """Where no row of a file is good, its problems are to be told, not this."""
+    assert list(similarity.find_pairs([], encoder, 0.9)) == ["first", "second", "cosine"]
+    assert similarity.find_pairs([], encoder, 0.9).empty
+
+
 def jaccard(first: str, second: str) -> float:
     one, two = ({text[i : i + 5] for i in range(len(text) - 4)} for text in (first.casefold(), second.casefold()))
     return len(one & two) / len(one | two)
