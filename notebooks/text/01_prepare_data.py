@@ -221,7 +221,8 @@ plots.save(fig, "term_density", params.output)
 # ## Limits
 #
 # - Near duplicates are found on questions alone, by one encoder at one threshold; two questions that ask the same thing in
-#   very different words pass. Beyond 20,000 rows only pairs with enough wording in common are compared.
+#   very different words pass. In a large corpus (`similarity.ALL_PAIRS`) only
+#   pairs with enough wording in common are compared.
 # - The glossary is ours and short: a low density may mean an unlisted vocabulary.
 # - Subfield, difficulty and type are labels of a language model, checked by another; no person rated them
 #   (`data/README.md`).
@@ -231,5 +232,6 @@ results.write_table(leakage, "leakage", params.output)
 metrics = {f"{part}_count": len(indices) for part, indices in parts.items()}
 metrics |= {"set_aside_count": aside, "truncated_share": truncated / len(tokens)}
 metrics |= {"median_question_chars": summary.loc["50%", "question_chars"], "median_length_tokens": tokens.length.median()}
-metrics |= {"nearest_across_parts_score": leakage.cosine.max(), "median_answer_words": summary.loc["50%", "answer_words"]}
+metrics |= {"median_answer_words": summary.loc["50%", "answer_words"]}
+metrics |= {} if leakage.empty else {"nearest_across_parts_score": leakage.cosine.max()}
 print("Saved", results.write_results(params, metrics).relative_to(ROOT))
