@@ -42,7 +42,7 @@ test: setup  ## run all checks, the notebooks on their small defaults included
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(PY) -m pytest
 
-bench: setup  ## measure how preparing data grows, to a million rows (about an hour on two cores)
+bench: setup  ## measure how preparing data grows, to a million rows (about half an hour on two cores)
 	@$(PY) tests/bench_prepare_data.py
 
 ask: setup  ## answer a question: make ask Q="What is overfitting?"
