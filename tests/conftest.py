@@ -1,17 +1,25 @@
-"""Shared by the tests of the run contract: a small repository of its own, so that nothing is written into this one."""
+"""Shared by the tests of the run contract: a small repository of its own, so that nothing is written into this one.
+Shared by the tests of the data: the raw files, the datasheet, and public question lists where they are at hand."""
 
 import contextlib
+import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from interviewmate_utils import config, provenance, run, tracking
+from interviewmate_utils import config, provenance, run, similarity, tracking
+from interviewmate_utils.rows import read_rows
 
+RAW = config.ROOT / "data" / "raw"
+FOREIGN = config.ROOT.parent / "shared" / "data" / "qa"
+DATASHEET = (config.ROOT / "data" / "README.md").read_text(encoding="utf-8")
+foreign_data = pytest.mark.skipif(not FOREIGN.exists(), reason="../shared/data is not beside this checkout")
 KERNELSPEC = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 DRIVER = """
 import signal, sys
@@ -21,6 +29,46 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 config.ROOT, provenance.LOCK, tracking.STORE = map(Path, sys.argv[1:4])
 sys.exit(run.main(sys.argv[4:]))
 """
+
+
+def read_raw(name: str) -> list[dict]:
+    return [json.loads(line) for line in (RAW / name).read_text(encoding="utf-8").splitlines()]
+
+
+def at_fault(wrong: Iterable[dict]) -> list[str]:
+    return [row["id"] for row in wrong]
+
+
+def sequences(text: str, size: int) -> set[tuple[str, ...]]:
+    """All runs of `size` words, without case and punctuation."""
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[i:] for i in range(size)), strict=False))
+
+
+@pytest.fixture(scope="session")
+def corpus() -> list[dict]:
+    """The 302 questions of the first file."""
+    rows, problems = read_rows(RAW / "interview_qa.jsonl", "question", "answer")
+    assert problems == []
+    return rows
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    return similarity.load_encoder("embedded-minilm")
+
+
+@pytest.fixture(scope="session")
+def foreign() -> list[dict]:
+    return [json.loads(line) for path in sorted(FOREIGN.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def foreign_sequences(foreign: list[dict]) -> set[tuple[str, ...]]:
+    """All runs of twelve words in the public answers."""
+    theirs = set().union(*(sequences(row["answer"], 12) for row in foreign))
+    assert len(theirs) > 10_000
+    return theirs
 
 
 def write_notebook(path: Path, *cells: str, parameters: str | None = None) -> Path:

@@ -7,26 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from test_splits import numbered
+from conftest import FOREIGN, foreign_data
+from tiny import numbered
 
 from interviewmate_utils import data, models, similarity, splits
 from interviewmate_utils.config import ROOT
 from interviewmate_utils.rows import read_rows
 
-FOREIGN = ROOT.parent / "shared" / "data" / "qa"
 PARTS = ["train", "validation", "test"]
-
-
-@pytest.fixture(scope="module")
-def corpus() -> list[dict]:
-    rows, problems = read_rows(ROOT / "data" / "raw" / "interview_qa.jsonl", "question", "answer")
-    assert problems == []
-    return rows
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return similarity.load_encoder("embedded-minilm")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +22,7 @@ def tokenizer():
     return models.load_tokenizer("data/models/embedded")
 
 
-@pytest.mark.skipif(not FOREIGN.exists(), reason="../shared/data is not beside this checkout")
+@foreign_data
 @pytest.mark.parametrize(("name", "count"), [("ajitsingh98", 532), ("kalyanks_llm", 115)])
 def test_real_foreign_files_go_all_the_way(name: str, count: int, encoder, tokenizer, tmp_path: Path) -> None:
     rows, problems = read_rows(FOREIGN / f"{name}.jsonl", "question", "answer")

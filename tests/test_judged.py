@@ -1,41 +1,26 @@
 """The 420 judged answers: counts, balance, labels by the guideline, evidence verbatim. Each failure names the ids at fault."""
 
-import hashlib
-import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 
 import pytest
+from conftest import at_fault, foreign_data, read_raw, sequences
 
 from interviewmate_utils.config import ROOT
-from interviewmate_utils.rows import read_rows
 
-RAW = ROOT / "data" / "raw"
-FOREIGN = ROOT.parent / "shared" / "data" / "qa"
-ROWS = [json.loads(line) for line in (RAW / "judged_answers.jsonl").read_text(encoding="utf-8").splitlines()]
+ROWS = read_raw("judged_answers.jsonl")
 WRITTEN = [row for row in ROWS if row["source"] == "written"]
 REAL = [row for row in ROWS if row["source"] != "written"]
 GOOD = [row for row in WRITTEN if row["primary"] is None]
 FIELDS = ["id", "question_id", "answer", "source", "part", "primary", "subtype", "labels", "covered", "contradicted", "ratings"]
 RATINGS = ["accuracy", "relevance", "completeness", "tone"]
-QUESTIONS = {row["id"]: row for row in read_rows(RAW / "interview_qa.jsonl", "question", "answer")[0]}
+QUESTIONS = {row["id"]: row for row in read_raw("interview_qa.jsonl")}
 GUIDELINE = (ROOT / "data" / "GUIDELINE.md").read_text(encoding="utf-8")
-DATASHEET = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
 CATEGORIES = {
     line.split("|")[1].split(":")[0].strip(): re.findall(r"\*([a-z -]+)\*:", line)
     for line in GUIDELINE.splitlines()
     if re.match(r"\| [a-z -]+(:[^|]*)? \| \*", line)
 }
-
-
-def at_fault(wrong: Iterable[dict]) -> list[str]:
-    return [row["id"] for row in wrong]
-
-
-def sequences(text: str, size: int) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return set(zip(*(words[i:] for i in range(size)), strict=False))
 
 
 def test_the_guideline_names_eight_categories_of_three_subtypes() -> None:
@@ -121,13 +106,6 @@ def test_length_alone_does_not_give_the_label_away(category: str) -> None:
     assert good[8] <= lengths[15] <= good[71]
 
 
-@pytest.mark.skipif(not FOREIGN.exists(), reason="../shared/data is not beside this checkout")
-def test_no_answer_shares_twelve_words_with_a_public_one() -> None:
-    lines = [line for path in FOREIGN.glob("*.jsonl") for line in path.read_text("utf-8").splitlines()]
-    theirs = set().union(*(sequences(json.loads(line)["answer"], 12) for line in lines))
-    assert len(theirs) > 10_000
-    assert at_fault(row for row in WRITTEN if sequences(row["answer"], 12) & theirs) == []
-
-
-def test_datasheet_states_the_digest() -> None:
-    assert hashlib.sha256((RAW / "judged_answers.jsonl").read_bytes()).hexdigest() in DATASHEET
+@foreign_data
+def test_no_answer_shares_twelve_words_with_a_public_one(foreign_sequences: set[tuple[str, ...]]) -> None:
+    assert at_fault(row for row in WRITTEN if sequences(row["answer"], 12) & foreign_sequences) == []

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
+from conftest import read_raw
 from nltk.translate import meteor_score
 from rouge_score import rouge_scorer
 
-from interviewmate_utils import config, metrics, similarity
+from interviewmate_utils import metrics
 
-CORPUS = [json.loads(line)["answer"] for line in (config.ROOT / "data/raw/interview_qa.jsonl").read_text().splitlines()]
+CORPUS = [row["answer"] for row in read_raw("interview_qa.jsonl")]
 PREDICTIONS, REFERENCES = CORPUS[:20], CORPUS[20:40]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 CHILD = """
@@ -58,11 +59,6 @@ def one(prediction: str, reference: str) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def table():
     return metrics.score_items(PREDICTIONS, REFERENCES)
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return similarity.load_encoder("embedded-minilm")
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from conftest import FOREIGN, RAW, foreign_data
 
-from interviewmate_utils.config import ROOT
 from interviewmate_utils.rows import DataError, Problem, clean_text, read_rows, write_quarantine
 
-FOREIGN = ROOT.parent / "shared" / "data" / "qa"
 GOOD = '{"question": "What is a p-value?", "answer": "A tail probability."}'
 
 
@@ -111,7 +110,7 @@ def test_two_faults_of_a_line_are_two_problems(tmp_path: Path) -> None:
 def test_nothing_is_lost_whatever_is_broken(tmp_path: Path) -> None:
     """Cut, flip and insert bytes in the corpus' own lines: each line that is not blank is a row or a problem."""
     rng = random.Random(3)
-    source = (ROOT / "data" / "raw" / "interview_qa.jsonl").read_bytes().splitlines()[:40]
+    source = (RAW / "interview_qa.jsonl").read_bytes().splitlines()[:40]
     for _ in range(60):
         lines = [bytearray(line) for line in source]
         for line in rng.sample(lines, 10):
@@ -302,7 +301,7 @@ def test_quarantine_holds_each_problem_with_its_content(tmp_path: Path) -> None:
     assert (tmp_path / "quarantine.jsonl").read_text() == ""
 
 
-@pytest.mark.skipif(not FOREIGN.exists(), reason="../shared/data is not beside this checkout")
+@foreign_data
 @pytest.mark.parametrize(("name", "count"), [("ajitsingh98", 532), ("kalyanks_llm", 115)])
 def test_real_foreign_files_lose_nothing(name: str, count: int) -> None:
     rows, problems = read_rows(FOREIGN / f"{name}.jsonl", "question", "answer")

@@ -4,24 +4,15 @@ import random
 
 import numpy as np
 import pytest
+from tiny import unit_vectors
 
 from interviewmate_utils import similarity
-
-
-def unit_vectors(count: int, seed: int = 0, width: int = 16) -> np.ndarray:
-    vectors = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(3000)]
     return [" ".join(rng.choices(words, k=rng.randint(12, 20))) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return similarity.load_encoder("embedded-minilm")
 
 
 def test_nearest_equals_brute_force_beyond_one_block() -> None:

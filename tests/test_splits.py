@@ -6,36 +6,17 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from test_similarity import unit_vectors
+from tiny import numbered, unit_vectors
 
 from interviewmate_utils import similarity, splits
-from interviewmate_utils.config import ROOT
-from interviewmate_utils.rows import read_rows
 
 PARTS = ["train", "validation", "test"]
 NO_PAIRS = pd.DataFrame({"first": [], "second": [], "cosine": []}).astype({"first": int, "second": int, "cosine": float})
 
 
 @pytest.fixture(scope="module")
-def corpus() -> list[dict]:
-    rows, problems = read_rows(ROOT / "data" / "raw" / "interview_qa.jsonl", "question", "answer")
-    assert problems == []
-    return rows
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return similarity.load_encoder("embedded-minilm")
-
-
-@pytest.fixture(scope="module")
 def vectors(corpus: list[dict], encoder) -> np.ndarray:
     return similarity.embed(encoder, [row["question"] for row in corpus])
-
-
-def numbered(count: int, **columns: str) -> list[dict]:
-    rows = [{"file": "f.jsonl", "line": 10 + i, "question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(count)]
-    return [row | columns for row in rows]
 
 
 def grouped(sizes: dict[str, int]) -> list[dict]:

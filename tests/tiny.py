@@ -1,13 +1,24 @@
-"""Tiny models for the tests: the real architecture and tokenizer code, small enough for a second."""
+"""Tiny rows, vectors and models for the tests: the real architecture and tokenizer code, small enough for a second."""
 
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from interviewmate_utils import config, data, pretrain
+
+
+def numbered(count: int, **columns: str) -> list[dict]:
+    rows = [{"file": "f.jsonl", "line": 10 + i, "question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(count)]
+    return [row | columns for row in rows]
+
+
+def unit_vectors(count: int, seed: int = 0, width: int = 16) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def corpus_rows(count: int) -> list[dict]:
