@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from interviewmate_utils import provenance
-from interviewmate_utils.config import ROOT
+from interviewmate_utils.config import ORIGINAL, ROOT
 from interviewmate_utils.run import collect_parameters
 
 PROFILE = config.get("profile", "embedded")
@@ -15,8 +15,10 @@ OUT = f"reports/{PROFILE}"
 if not Path(PROFILE_FILE).exists():
     known = ", ".join(sorted(p.stem for p in Path(PROFILE_FILE).parent.glob("*.yaml")))
     sys.exit(f"There is no profile '{PROFILE}'. Known: {known}. A profile is one file in notebooks/params/profiles/.")
-RUNS = yaml.safe_load(Path(PROFILE_FILE).read_text())["shared"]["runs"]
-RUN_COMMAND = "{PYTHON} -m interviewmate_utils.run {input.notebook} -o {output} {params.files}"
+CONTENT = yaml.safe_load(Path(PROFILE_FILE).read_text())
+SHARED = CONTENT["shared"]
+RUNS = [f"{run}_seed{seed}" for run in SHARED["runs"] for seed in SHARED["seeds"]]
+RUN_COMMAND = "OMP_NUM_THREADS={threads} {PYTHON} -m interviewmate_utils.run {input.notebook} -o {output} {params.files}"
 PYTHON = sys.executable
 
 
@@ -25,7 +27,7 @@ def files(stem, run=None):
     folder = "corpora" if stem == "01_prepare_data" else "runs"
     options = f"-f notebooks/params/{folder}/{run.split('_seed')[0]}.yaml " if run else ""
     options += f"-f {PROFILE_FILE}"
-    return options + (" -p run {} -p seed {}".format(*run.split("_seed")) if "_seed" in (run or "") else "")
+    return options + (f" -p seed {run.split('_seed')[1]}" if "_seed" in (run or "") else "")
 
 
 def resolved(stem, run=None):
@@ -44,8 +46,13 @@ def made_of(stem, run=None):
     return [str(p.relative_to(ROOT)) for p in found] + ["requirements.lock"]
 
 
+def prepared(corpus):
+    """The report that prepares a corpus of this profile."""
+    return f"{OUT}/01_prepare_data{'' if corpus == ORIGINAL else f'_{corpus}'}.ipynb"
+
+
 REPORTS = [f"{OUT}/{stem}.ipynb" for stem in ("01_prepare_data", "02_build_embedded_model", "06_evaluate_models", "13_summarise")]
-REPORTS += [f"{OUT}/01_prepare_data_{path.stem}.ipynb" for path in sorted(Path("notebooks/params/corpora").glob("*.yaml"))]
+REPORTS += [prepared(path.stem) for path in sorted(Path("notebooks/params/corpora").glob("*.yaml"))]
 REPORTS += [f"{OUT}/04_train_lora_{run}.ipynb" for run in RUNS]
 
 
@@ -110,14 +117,14 @@ rule build_embedded_model:
 rule train_lora:
     input:
         lambda wildcards: made_of("04_train_lora", wildcards.run),
-        f"{OUT}/01_prepare_data.ipynb",
+        lambda wildcards: prepared(resolved("04_train_lora", wildcards.run).corpus),
         notebook="notebooks/04_train_lora.ipynb",
     params:
         files=lambda wildcards: files("04_train_lora", wildcards.run),
         values=lambda wildcards: str(resolved("04_train_lora", wildcards.run)),
     output:
         update(OUT + "/04_train_lora_{run}.ipynb"),
-    threads: workflow.cores
+    threads: CONTENT.get("workflow", {}).get("training_threads", workflow.cores)
     shell:
         RUN_COMMAND
 

@@ -102,17 +102,26 @@ def answer_loss(model: "PreTrainedModel", rows: Sequence[dict], pad_id: int, bat
     """
     import torch
 
+    from . import packing
+
     model.eval()
+    packed = packing.supports(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = {k: v.to(model.device) for k, v in collate([rows[i] for i in chosen], pad_id).items()}
-        labels = batch.pop("labels")[:, 1:]
         with torch.inference_mode():
-            logits = model(**batch).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-        counts = (labels != IGNORED).sum(1)
-        for i, loss, count in zip(chosen, losses.sum(1).tolist(), counts.tolist(), strict=True):
-            result[i] = (loss, count)
+            if packed:
+                told = [[torch.tensor(rows[i][k], device=model.device) for k in ("input_ids", "labels")] for i in chosen]
+                sums = [(losses.sum().item(), len(losses)) for losses in packing.token_losses(model, told)]
+            else:
+                batch = {k: v.to(model.device) for k, v in collate([rows[i] for i in chosen], pad_id).items()}
+                labels = batch.pop("labels")[:, 1:]
+                logits = model(**batch).logits[:, :-1].float()
+                losses = torch.nn.functional.cross_entropy(
+                    logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+                )
+                sums = [*zip(losses.sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True)]
+        for i, found in zip(chosen, sums, strict=True):
+            result[i] = found
     return result

@@ -8,12 +8,13 @@ import contextlib
 import difflib
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from .parameters import ParameterError, one_line, parameters_cell, parse_yaml, validate
 
@@ -26,12 +27,15 @@ CAVEAT = (
 )  # goes wherever a result of the embedded model is shown
 TRIAL_RECORD = "data/models/trial_recipe/training.json"  # what the tracked weights are compared with
 
+TRAINED = "trained"  # in the folder of a training run: its weights
+PREPARED = "prepared.json"  # in the folder of a prepared corpus: whose tokens these are
 ORIGINAL = "original"  # the corpus that every comparison is judged on
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 
 _LEFT_BY_READERS = ("cache-*.arrow", "*.lock")  # datasets puts these into a folder that it only reads
 
@@ -124,34 +128,89 @@ class BuildEmbeddedModel(Parameters):
         return [ROOT / name for name in read if not (self.build_dir and name.startswith(self.build_dir))]
 
 
+# What may differ from plain LoRA; peft's names, but for `full` (all weights, no adapter) and `checkpointing`, which
+# computes activations anew in the backward pass to save memory
+Variant = Literal["dora", "rslora", "pissa", "olora", "adalora", "4bit", "full", "checkpointing"]
+
+
+class Hardware(NamedTuple):
+    """What a `device` parameter of a training says: `cuda*4+fsdp` is four CUDA devices with weights sharded over them."""
+
+    kind: str
+    processes: int
+    fsdp: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        found = re.fullmatch(r"(auto|cpu|cuda|mps)(?:\*([1-9]\d*))?(\+fsdp)?", text)
+        if not found:
+            allowed = (
+                "auto, cpu, cuda or mps; 'cuda*4' trains in four processes, 'cuda*4+fsdp' shards the weights over them, too"
+            )
+            raise ValueError(f"allowed: {allowed}")
+        return cls(found[1], int(found[2] or 1), bool(found[3]))
+
+
 class TrainLora(Parameters):
     stem: ClassVar[str] = "04_train_lora"
     run: Name
-    model: str
-    device: Device
+    corpus: Name
+    device: str
+    variants: list[Variant]
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Annotated[int, Field(ge=1, le=4096)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     target_modules: Annotated[list[str], Field(min_length=1)]
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
     epochs: Annotated[float, Field(gt=0, le=1000)]
     batch_size: Count
-    micro_batch: Count
     warmup_steps: Annotated[int, Field(ge=0)]
-    eval_steps: Count
+
+    @field_validator("device")
+    @classmethod
+    def _is_hardware(cls, device: str) -> str:
+        Hardware.parse(device)
+        return device
+
+    @field_validator("variants")
+    @classmethod
+    def _go_together(cls, variants: list[str]) -> list[str]:
+        for group in (("full", "adalora", "dora"), ("full", "adalora", "pissa", "olora"), ("full", "rslora"), ("full", "4bit")):
+            if len(chosen := [name for name in group if name in variants]) > 1:
+                raise ValueError(f"{' and '.join(chosen)} cannot be combined")
+        return variants
 
     @model_validator(mode="after")
-    def _batch_is_made_of_micro_batches(self) -> Self:
-        if self.batch_size % self.micro_batch:
-            raise ValueError(f"batch_size = {self.batch_size} is not a multiple of micro_batch = {self.micro_batch}")
+    def _batch_is_spread_over_processes(self) -> Self:
+        if self.batch_size % self.hardware.processes:
+            raise ValueError(f"batch_size = {self.batch_size} cannot be shared by {self.hardware.processes} processes")
         return self
+
+    @property
+    def hardware(self) -> Hardware:
+        return Hardware.parse(self.device)
 
     @property
     def run_name(self) -> str:
         return f"{self.stem}_{self.run}_seed{self.seed}"
 
+    @property
+    def processed(self) -> Path:
+        return processed_folder(self.profile, self.corpus)
+
+    @property
+    def model(self) -> str:
+        """The base: the model whose tokens the prepared corpus holds; empty before there is one."""
+        return prepared_for(self.processed)
+
+    @property
+    def trained(self) -> Path:
+        """Folder of the trained weights."""
+        return self.output / TRAINED
+
     def inputs(self) -> list[Path]:
-        return [self.processed, *local_model_files(self.model)]
+        return [self.processed, *(local_model_files(self.model) if self.model else [])]
 
 
 class EvaluateModels(Parameters):
@@ -159,6 +218,7 @@ class EvaluateModels(Parameters):
     model: str
     device: Device
     runs: list[Name]
+    seeds: Seeds
     encoder: str
     items: Annotated[int, Field(ge=0)]
     max_new_tokens: Count
@@ -167,20 +227,25 @@ class EvaluateModels(Parameters):
     resamples: Annotated[int, Field(ge=100)]
 
     def inputs(self) -> list[Path]:
-        return [self.processed, *local_model_files(self.model), *(self.adapter(run) for run in self.runs)]
+        trained = [self.trained(run, seed) for run in self.runs for seed in self.seeds]
+        return [self.processed, *local_model_files(self.model), *trained]
 
-    def adapter(self, run: str) -> Path:
-        """Folder of a trained run's adapter; `run` is a name such as A_seed13."""
-        return self.sibling(f"{TrainLora.stem}_{run}") / "adapter"
+    def trained(self, run: str, seed: int) -> Path:
+        """Folder of the trained weights of one run and seed."""
+        return self.sibling(f"{TrainLora.stem}_{run}_seed{seed}") / TRAINED
 
 
 class Summarise(Parameters):
     stem: ClassVar[str] = "13_summarise"
     runs: list[Name]
+    seeds: Seeds
 
     def inputs(self) -> list[Path]:
-        stems = [PrepareData.stem, BuildEmbeddedModel.stem, *(f"{TrainLora.stem}_{r}" for r in self.runs), EvaluateModels.stem]
-        tables = [self.sibling(EvaluateModels.stem) / "tables" / f"{name}.parquet" for name in ("summary", "means", "verdicts")]
+        trained = [f"{TrainLora.stem}_{run}_seed{seed}" for run in self.runs for seed in self.seeds]
+        stems = [PrepareData.stem, BuildEmbeddedModel.stem, *trained, EvaluateModels.stem]
+        names = ("summary", "means", "verdicts", "seeds")
+        tables = [self.sibling(EvaluateModels.stem) / "tables" / f"{name}.parquet" for name in names]
+        tables += [self.sibling(run) / "tables" / "history.parquet" for run in trained]
         return [self.sibling(stem) / "results.json" for stem in stems] + tables
 
 
@@ -192,13 +257,10 @@ def processed_folder(profile: str, corpus: str = ORIGINAL) -> Path:
     return ROOT / "data" / "processed" / profile / corpus
 
 
-def run_labels(runs: Sequence[str]) -> dict[str, str]:
-    """How figures and tables call trained runs: A_seed13 is "run A", or "run A, seed 13" beside another seed of A."""
-    letters = [run.split("_seed")[0] for run in runs]
-    return {
-        run: f"run {letter}" if letters.count(letter) == 1 else f"run {run.replace('_seed', ', seed ')}"
-        for run, letter in zip(runs, letters, strict=True)
-    }
+def prepared_for(processed: Path) -> str:
+    """The model whose tokenizer made a prepared corpus; empty if there is no such corpus (yet)."""
+    path = processed / PREPARED
+    return json.loads(path.read_text(encoding="utf-8"))["model"] if path.exists() else ""
 
 
 def local_model_files(model: str) -> list[Path]:
@@ -234,7 +296,7 @@ def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     """Parameters for notebook `stem` from a YAML file.
 
     A flat file (a run) gives all its keys. A profile has sections: `shared`, of which a notebook takes the names it
-    knows, and one per notebook stem, of which it takes everything.
+    knows, and one per notebook stem, of which it takes everything; `workflow` is the Snakefile's own.
     """
     try:
         content = _named(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
@@ -243,7 +305,7 @@ def read_parameters(path: Path, stem: str) -> dict[str, Any]:
         raise ParameterError(f"{path}: no such file; in that folder: {known}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: not readable: {one_line(error)}") from None
-    sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | set(BY_STEM) | {"shared", stem}
+    sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | set(BY_STEM) | {"shared", "workflow", stem}
     if not any(isinstance(value, dict) for value in content.values()) and sections.isdisjoint(content):
         return content
     if unknown := [key for key in content if key not in sections]:

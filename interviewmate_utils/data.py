@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import replacing
+from .config import PREPARED, replacing
 from .rows import ANSWER, ID, PARENT, QUESTION
 
 if TYPE_CHECKING:
@@ -122,10 +122,14 @@ def build_dataset(
     return result
 
 
-def save_dataset(dataset: "DatasetDict", folder: Path) -> None:
-    """Write beside `folder`, then swap, so that an interrupted save never leaves half a dataset in its place."""
+def save_dataset(dataset: "DatasetDict", folder: Path, model: str) -> None:
+    """Write beside `folder`, then swap, so that an interrupted save never leaves half a dataset in its place.
+
+    `model`, whose tokens these are, is kept beside them: training takes its base from there.
+    """
     with replacing(folder) as draft:
         dataset.save_to_disk(str(draft))
+        (draft / PREPARED).write_text(json.dumps({"model": model}) + "\n", encoding="utf-8")
 
 
 def load_parts(folder: Path) -> "DatasetDict":

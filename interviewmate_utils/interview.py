@@ -1,5 +1,7 @@
 """Ask the tuned model a question and see its answer beside the retrieved one: `make ask Q="..."`."""
 
+import json
+import math
 import os
 import sys
 import warnings
@@ -8,10 +10,13 @@ from pathlib import Path
 from . import config
 
 
-def _adapter(profile: str) -> Path | None:
-    """The profile's newest trained adapter."""
-    found = (config.ROOT / "reports" / profile).glob("04_train_lora_*/adapter/adapter_model.safetensors")
-    return max((path.parent for path in found), key=lambda p: p.stat().st_mtime, default=None)
+def _trained(profile: str) -> Path | None:
+    """The folder of those of the profile's trained weights whose validation loss is the lowest."""
+    records = (config.ROOT / "reports" / profile).glob(f"04_train_lora_*/{config.TRAINED}/training.json")
+    loss = {
+        path.parent: min(row["validation_loss"] or math.inf for row in json.loads(path.read_text())["log"]) for path in records
+    }
+    return min(loss, key=loss.get, default=None)
 
 
 def main() -> int:
@@ -20,8 +25,8 @@ def main() -> int:
     if not question:
         print('Ask something: make ask Q="Why does dropout reduce overfitting?"', file=sys.stderr)
         return 2
-    adapter, processed = _adapter(profile), config.processed_folder(profile)
-    if not adapter or not processed.exists():
+    trained, processed = _trained(profile), config.processed_folder(profile)
+    if not trained or not processed.exists():
         print(f"Profile '{profile}' has no trained run yet. Run: make report PROFILE={profile}", file=sys.stderr)
         return 2
 
@@ -29,23 +34,23 @@ def main() -> int:
     from . import models
 
     try:
-        _answer(profile, question, adapter, processed)
+        _answer(profile, question, trained, processed)
     except (models.ModelError, config.ParameterError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _answer(profile: str, question: str, adapter: Path, processed: Path) -> None:
-    from . import answering, data, models, similarity
+def _answer(profile: str, question: str, trained: Path, processed: Path) -> None:
+    from . import answering, data, lora, models, similarity
 
     stem = config.EvaluateModels.stem  # the same settings as the answers that the report judges
     settings = config.parameters_cell(config.NOTEBOOKS / f"{stem}.ipynb")
     settings |= config.read_parameters(config.NOTEBOOKS / "params" / "profiles" / f"{profile}.yaml", stem)
     name = settings["model"]
-    model, tokenizer = models.load_adapted(name, adapter, settings["device"]), models.load_tokenizer(name)
+    model, tokenizer = lora.load_trained(name, trained, settings["device"]), models.load_tokenizer(name)
     print(f"Question  {question}\n")
-    print(f"Model     {name} with adapter {adapter.relative_to(config.ROOT)}, on {model.device}")
+    print(f"Model     {name} trained as in {trained.relative_to(config.ROOT)}, on {model.device}")
     if name == config.EMBEDDED_MODEL:
         print(f"          {config.CAVEAT}")
     print()

@@ -13,7 +13,7 @@ from . import config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # tiiuae/falcon-rw-1b's own configuration, for counting on the meta device where the hub is out of reach
 FALCON_RW_1B = {
@@ -123,16 +123,32 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(model: str, device: str = "auto") -> "PreTrainedModel":
-    """A causal model on its device, in the data type that the device runs fastest. Safetensors only, no remote code."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def load_config(model: str) -> "PreTrainedConfig":
+    """The model's configuration, without its weights."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, model)
+
+
+def weights_digest(model: str) -> str:
+    """What tells a folder's weights from others of the same name; empty for a Hugging Face id, whose revision does that."""
+    folder = Path(locate(model)[0])
+    return config.digest_of([config.digest(file) for file in sorted(folder.glob("*.safetensors"))]) if folder.is_dir() else ""
+
+
+def load_model(model: str, device: str = "auto", **options: Any) -> "PreTrainedModel":
+    """A causal model on its device, in the data type that the device runs fastest. Safetensors only, no remote code.
+
+    `options` go to `from_pretrained` and win: `dtype`, `quantization_config`, `device_map`.
+    """
+    from transformers import AutoModelForCausalLM
 
     device = pick_device(device)
-    hidden = _load(AutoConfig.from_pretrained, model).get_text_config().hidden_size
     hint = " Weights are read from safetensors only. If there is only a pytorch_model.bin, convert it once, with "
     hint += f"{sys.executable} -m interviewmate_utils.models {model} and then run the same again."
-    options = {"dtype": pick_dtype(device, hidden), "use_safetensors": True}
-    return _load(AutoModelForCausalLM.from_pretrained, model, hint, **options).to(device)
+    options = {"dtype": pick_dtype(device, load_config(model).get_text_config().hidden_size)} | options
+    loaded = _load(AutoModelForCausalLM.from_pretrained, model, hint, use_safetensors=True, **options)
+    return loaded if "device_map" in options else loaded.to(device)
 
 
 def convert_to_safetensors(model: str, folder: Path) -> None:
@@ -148,15 +164,6 @@ def convert_to_safetensors(model: str, folder: Path) -> None:
         loaded.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         (draft / ORIGIN).write_text(f"{model}\n")
-
-
-def load_adapted(model: str, adapter: Path, device: str = "auto") -> "PreTrainedModel":
-    """The base model with a LoRA adapter merged into it, so that generation costs no more than the base."""
-    from peft import PeftModel
-
-    if not (adapter / "adapter_model.safetensors").exists():
-        raise ModelError(f"{adapter}: no adapter; run notebooks/04_train_lora.ipynb with this profile and run first")
-    return PeftModel.from_pretrained(load_model(model, device), str(adapter)).merge_and_unload()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,14 +28,26 @@ class RunError(RuntimeError):
 
 
 def collect_parameters(notebook: Path, files: list[Path], pairs: list[tuple[str, str]]) -> tuple[dict, Any]:
-    """Overrides (from files, then `-p` pairs, later ones win) and the validated whole; raises ParameterError."""
+    """Overrides (from files, then `-p` pairs, later ones win) and the validated whole; raises ParameterError.
+
+    A later file may scale what an earlier one or the notebook says: `learning_rate: {times: 20}`.
+    """
+    defaults = config.parameters_cell(notebook)
     overrides: dict[str, Any] = {}
     for path in files:
-        overrides |= config.read_parameters(path, notebook.stem)
+        for name, value in config.read_parameters(path, notebook.stem).items():
+            if isinstance(value, dict) and value.keys() == {"times"}:
+                value = _scaled((defaults | overrides).get(name), value["times"], f"{path}: {name}")
+            overrides[name] = value
     for name, text in pairs:
         overrides[name] = config.parse_yaml(text, f"-p {name}")
-    defaults = config.parameters_cell(notebook)
     return overrides, config.validate(config.parameters_class(notebook), defaults | overrides)
+
+
+def _scaled(value: Any, factor: Any, where: str) -> float:
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (value, factor)):
+        raise config.ParameterError(f"{where}: {{times: {factor!r}}} of {value!r}: both must be numbers")
+    return float(f"{value * factor:.12g}")  # 0.0002 x 20 is 0.004, not 0.0040000000000000001
 
 
 def check_inputs(notebook: Path, parameters: Any) -> list[Path]:

@@ -139,7 +139,9 @@ plots.show_texts(leakage.head(5).round(3), ["cosine", "part", "question", "other
 # %%
 tokenizer = models.load_tokenizer(params.model)
 with TemporaryDirectory() as scratch:
-    data.save_dataset(data.build_dataset(rows, parts, tokenizer, params.max_length, Path(scratch)), params.processed)
+    data.save_dataset(
+        data.build_dataset(rows, parts, tokenizer, params.max_length, Path(scratch)), params.processed, params.model
+    )
 dataset = data.load_parts(params.processed)
 tokens = pd.concat([part.select_columns(["length", "full_length", "truncated"]).to_pandas() for part in dataset.values()])
 truncated = int(tokens.truncated.sum())

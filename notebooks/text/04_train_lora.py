@@ -16,63 +16,58 @@
 # **Needs:** the embedded model about 3 minutes and 2 GB; Falcon-RW-1B about an hour and 6 GB on two cores with bf16.
 
 # %%
-import time
-
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from IPython.display import Markdown
 
-from interviewmate_utils import answering, data, lora, models, plots, provenance, results
-from interviewmate_utils.config import ROOT, TrainLora, digest
+from interviewmate_utils import data, lora, models, plots, provenance, results, training
+from interviewmate_utils.config import ROOT, TrainLora
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below data/processed/ and reports/
 run: str = "A"  # name of the run; its parameters stand in notebooks/params/runs/
-model: str = "data/models/embedded"  # base; a folder, or owner/name@revision
-device: str = "auto"  # cuda, else mps, else cpu
+corpus: str = "original"  # prepared corpus; its folder says which base its tokens belong to
+device: str = "auto"  # cuda, else mps, else cpu; "cuda*4": four processes; "cuda*4+fsdp": weights sharded
+variants: list = []  # none: LoRA; dora, rslora, pissa, olora, adalora, 4bit, full, checkpointing
 rank: int = 8  # of the two LoRA matrices
 alpha: int = 16  # the update is scaled by alpha / rank
 dropout: float = 0.05  # on the adapter's input
 target_modules: list = ["query_key_value"]  # linear layers that get an adapter
 learning_rate: float = 2e-4  # peak, after the warm-up
+weight_decay: float = 0.0  # of AdamW
 epochs: float = 0.2  # passes over the training part; may be a fraction
 batch_size: int = 4  # examples an optimiser step
-micro_batch: int = 4  # examples a forward pass; batch_size is a multiple of it
 warmup_steps: int = 5  # linear, before the cosine
-eval_steps: int = 5  # optimiser steps between evaluations, each with a checkpoint
 seed: int = 13  # of adapter, dropout and order
 
 # %%
 params = TrainLora.from_cell(globals())
 plots.setup()
-torch.manual_seed(params.seed)
 provenance.overview(params)
 
 # %% [markdown]
 # ## Data and schedule
 #
 # Steps follow from data, batch and epochs. On a small corpus a warm-up that is usual elsewhere takes a large share of them,
-# so the share is shown. Early stopping waits three epochs, counted in evaluations, for a better validation loss.
+# so the share is shown. The run is evaluated and checkpointed twice an epoch, and ends early when three epochs have brought
+# no better validation loss.
 
 # %%
 dataset = data.load_parts(params.processed)
-plan = lora.schedule(len(dataset["train"]), params.epochs, params.batch_size, params.eval_steps)
-facts = {name: len(part) for name, part in dataset.items() if name != "test"} | plan
+plan = training.schedule(len(dataset["train"]), params.epochs, params.batch_size)
+facts = {name: len(dataset[name]) for name in ("train", "validation")} | plan
 pd.Series(facts | {"warm-up, share of all steps": params.warmup_steps / plan["total_steps"]}).to_frame("value").round(2)
 
 # %% [markdown]
 # ## What is trained
 #
-# LoRA freezes the base and learns a low-rank update of the named layers. As a check on what "rank" and "targets" mean, the
-# same choice is counted on Falcon-RW-1B at full size, on the meta device, against the number that follows from its shape.
+# LoRA freezes the base and learns a low-rank update of the named layers; `variants` may change the update's form or start, or
+# train all weights (`full`). As a check on what "rank" and "targets" mean, the same choice is counted on Falcon-RW-1B at full
+# size, on the meta device, against the number that follows from its shape.
 
 # %%
-tokenizer = models.load_tokenizer(params.model)
-base = models.load_model(params.model, params.device)
-dtype, where = base.dtype, base.device.type
-adapted = lora.add_lora(base, params.rank, params.alpha, params.dropout, params.target_modules)
-trainable, total = lora.count_parameters(adapted)
+trainable, total = lora.count_run(params)
+counts = pd.DataFrame({"trainable": [trainable], "all": [total]}, index=[params.model])
 
 # %% [markdown]
 # A matrix of rank r between a inputs and b outputs has r (a + b) parameters; the sum over layers must equal the count.
@@ -80,48 +75,34 @@ trainable, total = lora.count_parameters(adapted)
 # %%
 # inputs plus outputs of each layer, in units of the hidden size
 ends = {"query_key_value": 1 + 3, "dense": 1 + 1, "dense_h_to_4h": 1 + 4, "dense_4h_to_h": 4 + 1}
-counts = pd.DataFrame({"trainable": [trainable], "all": [total]}, index=[params.model])
+shape = models.FALCON_RW_1B
 if set(params.target_modules) <= ends.keys():  # else the base is not a Falcon
-    counts.loc["Falcon-RW-1B"] = full = lora.full_size_counts(params.rank, params.target_modules)
-    shape = models.FALCON_RW_1B
+    counts.loc["Falcon-RW-1B"] = full = lora.count_run(params, shape)
     layers = sum(ends[target] for target in params.target_modules) * shape["num_hidden_layers"]
-    assert full[0] == params.rank * layers * shape["hidden_size"], full
+    plain = not {"dora", "adalora", "full"} & set(params.variants)  # these train more than the two matrices
+    assert not plain or full[0] == params.rank * layers * shape["hidden_size"], full
 counts.assign(share=(counts.trainable / counts["all"]).map("{:.4%}".format))
-
-# %% [markdown]
-# ## Before training
-#
-# The validation loss of the untouched base is the line that the curves start from: LoRA's second matrix starts at zero, so
-# the adapted model begins as the base itself.
-
-# %%
-validation = [dict(row) for row in dataset["validation"].select_columns(["input_ids", "labels"])]
-losses = answering.answer_loss(adapted, validation, tokenizer.pad_token_id)
-loss_before = sum(s for s, _ in losses) / sum(n for _, n in losses)
-Markdown(f"Validation loss of the base: **{loss_before:.3f}** nats per answer token ({where}, {dtype}).")
 
 # %% [markdown]
 # ## Train
 #
-# A killed run goes on from its last complete checkpoint; one with other parameters, data or weights starts afresh.
+# Step 0 is the untouched base: LoRA's second matrix starts at zero, so the adapted model begins as the base itself. A killed run goes on
+# from its last whole checkpoint; one with other parameters, data or weights starts afresh.
 
 # %%
-trainer = lora.make_trainer(adapted, dataset, params, tokenizer.pad_token_id, params.output / "checkpoints")
-source = digest(ROOT / params.model) if (ROOT / params.model).is_dir() else params.model
-started = time.perf_counter()
-read_before = lora.train(trainer, params.model_dump() | {"data": digest(params.processed), "weights": source})
-seconds = time.perf_counter() - started
+record = training.train(params)
+log = pd.DataFrame(record["log"]).astype(float)
+loss_before, best = log.validation_loss.iloc[0], log.loc[log.validation_loss.iloc[1:].idxmin()]
 
 # %% [markdown]
 # What it cost: tokens a second count what the model reads, padding left out, evaluations and checkpoints included in the
 # time.
 
 # %%
-log = lora.history(trainer)
-peak_gb = models.peak_memory_gb(where)
-tokens_per_second = (trainer.state.num_input_tokens_seen - read_before) / seconds
-cost = {"optimiser steps": trainer.state.global_step, "seconds": seconds, "input tokens per second": tokens_per_second}
-cost |= {"peak memory (GB)": peak_gb, "resumed": read_before > 0}
+tokens_per_second = record["input_tokens"] / record["seconds"]
+cost = {"optimiser steps": record["steps"], "seconds": record["seconds"], "input tokens per second": tokens_per_second}
+cost |= {"peak memory (GB)": record["peak_memory_gb"], "resumed": record["resumed"]}
+cost |= {"device": record["device"], "data type of the base": record["dtype"]}
 pd.Series(cost, name="value").to_frame()
 
 # %% [markdown]
@@ -148,44 +129,42 @@ plots.save(fig, "curves", params.output)
 # of the epoch's last evaluation, with dropout off. A validation loss below the training loss of the same epoch is therefore no contradiction.
 
 # %%
-epochs_table = lora.epoch_table(log)
+epochs_table = training.epoch_table(log)
 epochs_table.style.format("{:.3f}", subset=["train_loss", "validation_loss"]).format("{:.2e}", subset=["learning_rate"])
 
 # %%
-best_step = int((trainer.state.best_model_checkpoint or "-0").rsplit("-", 1)[1])
 Markdown(
-    f"Best validation loss **{trainer.state.best_metric:.3f}** at step {best_step} of {trainer.state.global_step} "
+    f"Best validation loss **{best.validation_loss:.3f}** nats per answer token at step {best.step:.0f} of {record['steps']} "
     f"(base {loss_before:.3f}). "
-    f"{'It had not yet stopped learning. ' if best_step == trainer.state.global_step else ''}"
-    f"Training {'ended early' if trainer.state.global_step < plan['total_steps'] else 'ran to its end'}."
+    f"{'It had not yet stopped learning. ' if best.step == record['steps'] else ''}"
+    f"Training {'ended early' if record['steps'] < plan['total_steps'] else 'ran to its end'}."
 )
 
 # %% [markdown]
-# ## Keep the adapter
+# ## The weights that are kept
 #
-# The adapter of the best checkpoint goes to `adapter/`; checkpoints are only for interrupted runs and go once it is kept.
+# They are those at the lowest validation loss. Loaded as any reader would load them, they must show it again.
 
 # %%
-kept = answering.answer_loss(trainer.model, validation, tokenizer.pad_token_id)
-loss_after = sum(s for s, _ in kept) / sum(n for _, n in kept)
-assert abs(loss_after - trainer.state.best_metric) < 0.01, "the adapter to keep is not the one that was best"
-lora.save_adapter(trainer.model, params.output / "adapter")
-size_mb = (params.output / "adapter" / "adapter_model.safetensors").stat().st_size / 1e6
-Markdown(f"Validation loss of the kept adapter, measured anew: **{loss_after:.3f}**. It takes {size_mb:.2f} MB.")
+tokenizer = models.load_tokenizer(params.model)
+kept = lora.load_trained(params.model, params.trained, params.hardware.kind)
+loss_after = training.mean_loss(kept, dataset["validation"], tokenizer.pad_token_id)
+assert abs(loss_after - best.validation_loss) < 0.01, "the weights kept are not those that were best"
+size_mb = sum(file.stat().st_size for file in params.trained.glob("*.safetensors")) / 1e6
+Markdown(f"Validation loss of the kept weights, measured anew: **{loss_after:.3f}**. They take {size_mb:.2f} MB.")
 
 # %% [markdown]
 # ## Limits
 #
-# - One seed: the spread between seeds is not in these curves.
+# - One seed: the spread between seeds is shown where all runs are compared (`13_summarise`).
 # - A lower loss on our answers says that the model has come nearer to our wording. Whether its answers are right is judged
 #   elsewhere, and a model of a few million parameters will not be.
 # - On a CPU the peak memory is the process's own, the libraries included; on CUDA it is that of the tensors.
 
 # %%
 results.write_table(log, "history", params.output)
-metrics = {"trainable_count": trainable, "trainable_share": trainable / total, "best_step_steps": best_step}
-metrics |= {"train_tps": tokens_per_second, "peak_memory_gb": peak_gb, "steps_steps": trainer.state.global_step}
-metrics |= {"loss_before_nats": loss_before, "loss_after_nats": loss_after}
-metrics |= {} if read_before else {"train_time_s": seconds}  # a resumed run does not know its whole time
+metrics = {"trainable_count": trainable, "trainable_share": trainable / total, "best_step_steps": int(best.step)}
+metrics |= {"best_epoch_epochs": best.epoch, "train_tps": tokens_per_second, "peak_memory_gb": record["peak_memory_gb"]}
+metrics |= {"steps_steps": record["steps"], "loss_before_nats": loss_before, "loss_after_nats": loss_after}
+metrics |= {} if record["resumed"] else {"train_time_s": record["seconds"]}  # a resumed run does not know its whole time
 print("Saved", results.write_results(params, metrics).relative_to(ROOT))
-lora.discard_checkpoints(params.output / "checkpoints")

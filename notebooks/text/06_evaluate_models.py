@@ -12,8 +12,8 @@
 # **Question.** On questions that none of them has seen, is the tuned model better than the base, and than simply looking up
 # the nearest known question?
 #
-# **In:** the test part (`01_prepare_data`), the base model, the adapters (`04_train_lora`). **Out:** every answer, its
-# scores, and paired verdicts. **Needs:** about 3 minutes and 2 GB with the embedded model.
+# **In:** the test part (`01_prepare_data`), the base model, each run's weights from each of its seeds (`04_train_lora`).
+# **Out:** every answer, its scores, and paired verdicts. **Needs:** about 5 minutes and 2 GB with the embedded model.
 
 # %%
 import math
@@ -24,14 +24,15 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 
-from interviewmate_utils import answering, data, metrics, models, plots, provenance, results, similarity, stats
-from interviewmate_utils.config import ROOT, EvaluateModels, run_labels
+from interviewmate_utils import answering, data, lora, metrics, models, plots, provenance, results, similarity, stats
+from interviewmate_utils.config import ROOT, EvaluateModels
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below data/processed/ and reports/
 model: str = "data/models/embedded"  # base; a folder, or owner/name@revision
 device: str = "auto"  # cuda, else mps, else cpu
-runs: list = ["A_seed13"]  # trained runs, as <run>_seed<k>
+runs: list = ["A"]  # trained runs
+seeds: list = [13]  # with which each of them was trained
 encoder: str = "embedded-minilm"  # for retrieval and semantic similarity
 items: int = 8  # test questions used; 0: all
 max_new_tokens: int = 48  # length limit of an answer
@@ -58,7 +59,7 @@ questions, references = list(test[data.QUESTION]), list(test[data.ANSWER])
 encoder_model = similarity.load_encoder(params.encoder)
 stored = similarity.embed(encoder_model, list(dataset["train"][data.QUESTION]))
 index, cosine = similarity.nearest(similarity.embed(encoder_model, questions), stored)
-answers = {"retrieval": [dataset["train"][int(i)][data.ANSWER] for i in index]}
+answers = {("retrieval", 0): [dataset["train"][int(i)][data.ANSWER] for i in index]}
 Markdown(f"{len(test)} questions. The nearest training question has a median cosine of **{pd.Series(cosine).median():.2f}**.")
 
 # %% [markdown]
@@ -76,30 +77,31 @@ options |= {"repetition_penalty": params.repetition_penalty}
 losses = {}
 
 # %% [markdown]
-# The base is the control: what it scores is earned without our answers.
+# The base is the control: what it scores is earned without our answers. It has no training seed; 0 stands for that.
 
 # %%
-systems = {"base": None} | {label: params.adapter(run) for run, label in run_labels(params.runs).items()}
-for name, adapter in systems.items():
-    print(name)
-    generator = (
-        models.load_adapted(params.model, adapter, params.device) if adapter else models.load_model(params.model, params.device)
-    )
-    losses[name] = answering.answer_loss(generator, rows, tokenizer.pad_token_id)
-    answers[name] = answering.generate_answers(generator, tokenizer, questions, **options)
+folders = {("base", 0): None} | {(f"run {run}", k): params.trained(run, k) for run in params.runs for k in params.seeds}
+for (name, k), folder in folders.items():
+    print(name, f"seed {k}" if folder else "")
+    where = params.model, *([folder] if folder else []), params.device
+    generator = (lora.load_trained if folder else models.load_model)(*where)
+    losses[name, k] = answering.answer_loss(generator, rows, tokenizer.pad_token_id)
+    answers[name, k] = answering.generate_answers(generator, tokenizer, questions, **options)
 
 # %%
-perplexity = pd.Series({n: math.exp(sum(s for s, _ in v) / sum(c for _, c in v)) for n, v in losses.items()}, name="perplexity")
-perplexity.round(1).to_frame("perplexity of the reference answer (lower is better)")
+perplexity = pd.Series({n: math.exp(sum(s for s, _ in v) / sum(c for _, c in v)) for n, v in losses.items()})
+perplexity = perplexity.groupby(level=0, sort=False).mean().rename("perplexity")
+perplexity.round(1).to_frame("perplexity of the reference answer (lower is better), mean over seeds")
 
 # %% [markdown]
 # ## Read some answers
 #
-# No score replaces reading. These are the first questions of the test part, not a selection.
+# No score replaces reading. These are the first questions of the test part, not a selection, with each run's first seed.
 
 # %%
-names = ["base", *[n for n in answers if n.startswith("run")], "retrieval"]
-reading = pd.DataFrame({"question": questions, "reference": references} | {n: answers[n] for n in names})
+names = [*dict.fromkeys(name for name, _ in folders), "retrieval"]
+first = {name: next(told for (who, _), told in answers.items() if who == name) for name in names}
+reading = pd.DataFrame({"question": questions, "reference": references} | first)
 three = reading.head(3).stack().rename_axis(["item", "who"]).reset_index(name="text")
 plots.show_texts(three, ["who", "text"])
 
@@ -113,39 +115,41 @@ metrics.describe().style.hide()
 
 # %%
 tables = []
-for name in names:
-    table = metrics.score_items(answers[name], references)
-    table["similarity"] = metrics.semantic_similarity(encoder_model, answers[name], references)
-    table["answer_words"] = [len(text.split()) for text in answers[name]]
-    sizes = [len(tokenizer(" " + text)["input_ids"]) for text in answers[name]]
-    table["at_limit"] = [float(name in losses and size >= params.max_new_tokens) for size in sizes]
-    if name in losses:
-        table["reference_loss_nats"] = [total / count for total, count in losses[name]]
-    tables.append(table.assign(system=name, item=range(len(table)), id=list(test["id"]) if "id" in test.column_names else None))
+for (name, k), told in answers.items():
+    table = metrics.score_items(told, references)
+    table["similarity"] = metrics.semantic_similarity(encoder_model, told, references)
+    table["answer_words"] = [len(text.split()) for text in told]
+    sizes = [len(tokenizer(" " + text)["input_ids"]) for text in told]
+    table["at_limit"] = [float((name, k) in losses and size >= params.max_new_tokens) for size in sizes]
+    if (name, k) in losses:
+        table["reference_loss_nats"] = [total / count for total, count in losses[name, k]]
+    ids = list(test["id"]) if "id" in test.column_names else None
+    tables.append(table.assign(system=name, seed=k, item=range(len(table)), id=ids))
 scores = pd.concat(tables, ignore_index=True)
 
 # %% [markdown]
-# Means over the questions, corpus BLEU (0 to 1) over all of them at once. Exact match is expected to be zero: nobody words a
+# Means over questions and seeds, corpus BLEU (0 to 1) over all questions at once. Exact match is expected to be zero: nobody words a
 # spoken answer of this length twice. Compare the answers' lengths before the scores: an answer that is merely longer gains
 # on one that stops after a sentence. `at_limit` is the share of answers that were cut at `max_new_tokens`.
 
 # %%
 measures = [*metrics.ROUGE, metrics.meteor_name(), "exact_match", "similarity", "answer_words", "at_limit"]
-summary = scores.groupby("system", sort=False)[measures].mean()
-bleu = {name: metrics.corpus_bleu(answers[name], references) for name in names}
-summary.insert(4, "corpus_bleu", pd.Series({name: value for name, (value, _) in bleu.items()}))
+summary = scores.groupby("system")[measures].mean().loc[names]
+bleu = {system: metrics.corpus_bleu(told, references) for system, told in answers.items()}
+values = pd.Series({system: value for system, (value, _) in bleu.items()})
+summary.insert(4, "corpus_bleu", values.groupby(level=0).mean())
 summary.insert(len(summary.columns), "perplexity", perplexity)
-print("sacrebleu:", bleu["base"][1])
+print("sacrebleu:", bleu["base", 0][1])
 summary.round(3)
 
 # %% [markdown]
 # ## Verdicts on the primary score
 #
-# ROUGE-L was chosen beforehand. Each system is compared with the base on the same questions, and the comparisons form one
-# Holm family. Everything else on this page is exploratory.
+# ROUGE-L was chosen beforehand. Each system is compared with the base on the same questions, a question's score being the
+# mean over the run's seeds, and the comparisons form one Holm family. Everything else on this page is exploratory.
 
 # %%
-wide = scores.pivot(index="item", columns="system", values=metrics.PRIMARY)[names]
+wide = scores.pivot_table(index="item", columns="system", values=metrics.PRIMARY)[names]
 verdicts = stats.verdicts(wide, "base", params.resamples, params.seed)
 verdicts.round(4)
 
@@ -168,6 +172,26 @@ plots.save(fig, "comparison", params.output)
 # %% [markdown]
 # Intervals of means overlap easily although paired differences are clear; the right panel is the comparison.
 #
+# ## Spread from training seeds, beside spread from questions
+#
+# The intervals above say what other questions would have given. Another training of the same run gives other weights, too:
+# its spread is estimated here from few seeds, so its own interval (chi-square) is wide.
+
+# %%
+per_seed = scores.groupby(["system", "seed"])[metrics.PRIMARY].mean().rename("mean").reset_index()
+per_seed = per_seed[per_seed.system.str.startswith("run")]
+seed_spread = pd.DataFrame({run: stats.spread(group["mean"]) for run, group in per_seed.groupby("system")}).T
+seed_spread["from_questions"] = wide.std(ddof=1) / len(wide) ** 0.5
+seed_spread.round(4)
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 0.5 * len(seed_spread) + 1.2))
+plots.interval_bars(means.loc[seed_spread.index], "mean", "low", "high", "ROUGE-L F1", ax)
+sns.stripplot(data=per_seed, x="mean", y="system", order=list(seed_spread.index), color="black", marker="|", size=14, ax=ax)
+ax.set(xlabel="ROUGE-L F1: mean with 95 % interval over questions; strokes: single seeds", ylabel="")
+plots.save(fig, "seeds", params.output)
+
+# %% [markdown]
 # ## Exploratory: item by item
 #
 # A mean hides whether a system is a little better everywhere or much better on a few questions.
@@ -175,8 +199,9 @@ plots.save(fig, "comparison", params.output)
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.2))
 palette = {name: plots.colour(name) for name in names}
-sns.stripplot(data=scores, x=metrics.PRIMARY, y="system", hue="system", palette=palette, alpha=0.6, legend=False, ax=ax)
-ax.set(xlabel="ROUGE-L F1 of one answer", ylabel="", xlim=(0, None))
+long = wide.melt(var_name="system", value_name="score")
+sns.stripplot(data=long, x="score", y="system", hue="system", palette=palette, alpha=0.6, legend=False, ax=ax)
+ax.set(xlabel="ROUGE-L F1 of a question's answers (mean over seeds)", ylabel="", xlim=(0, None))
 plots.save(fig, "items", params.output)
 
 # %% [markdown]
@@ -197,18 +222,15 @@ Markdown("\n".join(f"- {line}" for line in [*lines, f"Answers to randomly drawn 
 #   words scores high.
 # - Lengths differ between systems, and ROUGE-L F1 rewards an answer for being about as long as the reference: read no
 #   difference between systems of different length as one of content.
-# - One training seed and greedy decoding: the intervals speak about other questions, not about other trainings.
+# - Greedy decoding, and few training seeds: the intervals of the verdicts speak about other questions; what another training
+#   would give is only bounded roughly.
 # - With the embedded model these scores show the method; none is Falcon-RW-1B's.
 
 # %%
-answers_table = pd.DataFrame({"question": questions, "reference": references} | answers)
-for name, table in {
-    "scores": scores,
-    "summary": summary,
-    "verdicts": verdicts,
-    "answers": answers_table,
-    "means": means,
-}.items():
+told = {f"{name}, seed {k}" if k else name: texts for (name, k), texts in answers.items()}
+answers_table = pd.DataFrame({"question": questions, "reference": references} | told)
+tables = {"scores": scores, "summary": summary, "verdicts": verdicts, "answers": answers_table, "means": means}
+for name, table in (tables | {"seeds": seed_spread}).items():
     results.write_table(table, name, params.output)
 run_names = [name for name in names if name.startswith("run")]
 numbers = {f"{n.replace(' ', '_')}_rouge_l_score": wide[n].mean() for n in names}

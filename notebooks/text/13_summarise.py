@@ -17,6 +17,7 @@
 # %%
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
 from interviewmate_utils import plots, provenance, results, stats
@@ -29,12 +30,12 @@ from interviewmate_utils.config import (
     PrepareData,
     Summarise,
     TrainLora,
-    run_labels,
 )
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below reports/
-runs: list = ["A_seed13"]  # trained runs, as <run>_seed<k>
+runs: list = ["A"]  # trained runs
+seeds: list = [13]  # with which each of them was trained
 seed: int = 13  # recorded with the results; nothing is drawn here
 
 # %%
@@ -50,7 +51,8 @@ provenance.overview(params)
 # %%
 evaluation = params.sibling(EvaluateModels.stem)
 found = {stem: results.read_results(params.sibling(stem)) for stem in (PrepareData.stem, BuildEmbeddedModel.stem)}
-found |= {f"{TrainLora.stem}_{run}": results.read_results(params.sibling(f"{TrainLora.stem}_{run}")) for run in params.runs}
+folders = {(f"run {run}", k): params.sibling(f"{TrainLora.stem}_{run}_seed{k}") for run in params.runs for k in params.seeds}
+found |= {folder.name: results.read_results(folder) for folder in folders.values()}
 found[EvaluateModels.stem] = results.read_results(evaluation)
 pd.DataFrame({name: {"model": r.model or EMBEDDED_MODEL, "seed": r.seed} for name, r in found.items()}).T
 
@@ -108,21 +110,70 @@ corpus = found[PrepareData.stem].metrics
 pd.Series(corpus, name="value").to_frame().round(3)
 
 # %% [markdown]
+# ## How the runs trained
+#
+# Each run was trained with several seeds, which change the adapter's start, the dropout and the order of the examples.
+# Step 0 is the untouched base.
+
+# %%
+tables = {run: results.read_table("history", folder).assign(seed=run[1]) for run, folder in folders.items()}
+logs = pd.concat(tables, names=["run", None]).droplevel(-1).reset_index()
+fig, ax = plt.subplots(figsize=(8, 3.6))
+palette = {run: plots.colour(run) for run in logs.run.unique()}
+lines = logs.dropna(subset="validation_loss")
+sns.lineplot(lines, x="epoch", y="validation_loss", hue="run", units="seed", estimator=None, palette=palette, marker="o", ax=ax)
+ax.set(xlabel="epoch", ylabel="validation loss (nats per answer token)")
+ax.legend(title="a line per seed")
+plots.save(fig, "training", params.output)
+
+# %% [markdown]
+# Convergence: the epoch at which a run's validation loss was lowest, and that loss; mean and range or standard deviation
+# over seeds. A run whose best epoch is its last had not stopped improving.
+
+# %%
+trained = pd.DataFrame({run: found[folder.name].metrics for run, folder in folders.items()}).T
+trained.index.names = ["run", "seed"]
+by_run = trained.groupby("run", sort=False)
+best = pd.DataFrame({"best epoch": by_run.best_epoch_epochs.mean(), "earliest": by_run.best_epoch_epochs.min()})
+best["latest"] = by_run.best_epoch_epochs.max()
+best["last epoch"] = logs.groupby("run", sort=False).epoch.max()
+best["validation loss"], best["sd over seeds"] = by_run.loss_after_nats.mean(), by_run.loss_after_nats.std()
+best.round(3)
+
+# %% [markdown]
 # ## What it cost
 #
-# Trainable parameters, time and loss of each run, so that a gain can be set against its price.
+# Trainable parameters, time, memory and loss of each run, so that a gain can be set against its price: means over seeds.
 
 # %% [markdown]
 # The share is of all parameters, the adapter included; losses are on the validation part, in nats per answer token; times
-# are of this machine, without one where the run was interrupted and resumed.
+# are of this machine, other trainings perhaps beside them, and without one where a run was interrupted and resumed.
 
 # %%
-trained = {label: found[f"{TrainLora.stem}_{run}"].metrics for run, label in run_labels(params.runs).items()}
-columns = ["trainable_count", "trainable_share", "train_time_s", "loss_before_nats", "loss_after_nats"]
-cost = pd.DataFrame(trained).T.reindex(columns=columns)
+columns = ["trainable_count", "trainable_share", "train_time_s", "peak_memory_gb", "loss_before_nats", "loss_after_nats"]
+cost = trained.reindex(columns=columns).groupby("run", sort=False).mean()
 cost.style.format(
     {"trainable_count": "{:,.0f}", "trainable_share": "{:.3%}", "train_time_s": "{:.0f}"}, precision=3, na_rep="-"
 )
+
+# %%
+prices = {"trainable_count": "trainable parameters", "train_time_s": "training time (s)", "peak_memory_gb": "peak memory (GB)"}
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True)
+for ax, (column, label) in zip(axes, prices.items(), strict=True):
+    for run, row in means.loc[cost.index].iterrows():
+        errors = [[row["mean"] - row.low], [row.high - row["mean"]]]
+        ax.errorbar(cost.loc[run, column], row["mean"], errors, fmt="o", color=plots.colour(run), label=run, capsize=3)
+    ax.set(xlabel=label, xscale="log" if column == "trainable_count" else "linear")
+axes[0].set_ylabel("ROUGE-L F1 (mean, 95 % interval)")
+axes[-1].legend()
+plots.save(fig, "price", params.output)
+
+# %% [markdown]
+# Whether seeds or questions matter more: the standard deviation of a run's mean score over seeds, with its chi-square
+# interval, beside the standard error from the sample of questions.
+
+# %%
+results.read_table("seeds", evaluation).round(4)
 
 # %% [markdown]
 # ## Limits
