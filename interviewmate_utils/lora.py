@@ -102,9 +102,11 @@ def save_trained(model: Any, p: config.TrainLora, folder: Path, start: Path | No
     holds the adapter as it was before training, which a PiSSA or OLoRA one is converted with into one for the plain base.
     """
     with config.replacing(folder) as draft:
+        options = {"path_initial_model_for_weight_conversion": str(start)} if start else {}
         if hasattr(model, "peft_config"):
             model.peft_config["default"].base_model_name_or_path = p.model
-        model.save_pretrained(str(draft), **({"path_initial_model_for_weight_conversion": str(start)} if start else {}))
+            options["save_embedding_layers"] = False  # else peft asks the hub whether the vocabulary has grown
+        model.save_pretrained(str(draft), **options)
         (draft / BASE).write_text(json.dumps({"model": p.model, "weights": models.weights_digest(p.model)}) + "\n")
 
 

@@ -1,6 +1,6 @@
 """How a run is trained: through the Trainer, in one process or several, resumable after a kill, stopping at faults.
 
-`python -m interviewmate_utils.training PARAMETERS.json` is one of several processes that `train` starts for itself.
+`python -m interviewmate_utils.training PARAMETERS ROOT` is one of several processes that `train` starts for itself.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,13 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
     hardware, plan = p.hardware, schedule(len(dataset["train"]), p.epochs, p.batch_size)
     keep = {"input_ids", "labels", "length"}
     parts = {name: part.remove_columns([c for c in part.column_names if c not in keep]) for name, part in dataset.items()}
+    rows = len(parts["train"])
+    # processes share a batch equally: the last one of an epoch is filled up with a row that has nothing to learn from
+    blank = -rows % p.batch_size if hardware.processes > 1 else 0
+    if blank:
+        parts["train"] = parts["train"].add_item({"input_ids": [pad_id], "labels": [data.IGNORED], "length": 1})
     parts["train"] = parts["train"].add_column("row", range(len(parts["train"])))
-    named = dataset["train"]["id"] if "id" in dataset["train"].column_names else range(len(dataset["train"]))
+    named = [*(dataset["train"]["id"] if "id" in dataset["train"].column_names else range(rows)), "none"]
 
     # AdaLoRA adds to its loss in its own forward pass; several processes need that of their wrapper
     packed = hardware.processes == 1 and not hardware.fsdp and "adalora" not in p.variants and packing.supports(model)
@@ -89,16 +94,23 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
         def set_epoch(self, epoch: int) -> None:
             self.generator = torch.Generator().manual_seed(10_000 * p.seed + epoch)
 
+        def __iter__(self) -> Iterator[int]:
+            yield from super().__iter__()
+            yield from [rows] * blank
+
+        def __len__(self) -> int:
+            return rows + blank
+
     class AnswerTrainer(Trainer):
         tokens = TOKENS[model.device.type]
 
         def _get_train_sampler(self, *_: Any) -> EpochOrder:
-            return EpochOrder(p.batch_size, lengths=list(parts["train"]["length"]))
+            return EpochOrder(p.batch_size, lengths=list(parts["train"]["length"])[:rows])
 
         def training_step(self, model: Any, inputs: dict, num_items_in_batch: "torch.Tensor | None" = None) -> "torch.Tensor":
             model.train()
             inputs = self._prepare_inputs(inputs)
-            rows = [named[i] for i in inputs.pop("row").tolist()]
+            batch = [named[i] for i in inputs.pop("row").tolist()]
             while True:
                 try:
                     loss = self._backward(model, inputs, num_items_in_batch)
@@ -108,9 +120,9 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
                         raise
                     self._make_room(inputs, error)
             if not math.isfinite(loss):
-                self._stop_at(f"the loss is {loss.item()}", rows)
+                self._stop_at(f"the loss is {loss.item()}", batch)
             if not all(q.grad is None or q.grad.isfinite().all() for q in model.parameters()):
-                self._stop_at("a gradient is not finite", rows)
+                self._stop_at("a gradient is not finite", batch)
             return loss
 
         def _backward(self, model: Any, inputs: dict, count: "torch.Tensor") -> "torch.Tensor":
@@ -125,8 +137,8 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
             for number, part in enumerate(chosen, start=1):
                 with contextlib.nullcontext() if number == len(chosen) else self.accelerator.no_sync(model):
                     if packed:
-                        rows = [(ids[i, : lengths[i]], labels[i, : lengths[i]]) for i in part]
-                        loss = torch.cat(packing.token_losses(model, rows)).sum() / count
+                        pairs = [(ids[i, : lengths[i]], labels[i, : lengths[i]]) for i in part]
+                        loss = torch.cat(packing.token_losses(model, pairs)).sum() / count
                     else:
                         width = max(lengths[i] for i in part)
                         cut = {k: v[part, :width] for k, v in inputs.items()}
@@ -224,8 +236,8 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
         greater_is_better=False,
         logging_steps=math.gcd(5, plan["eval_steps"]),  # none spans a checkpoint, so that a resumed run logs the same
         logging_nan_inf_filter=False,
-        gradient_checkpointing="checkpointing" in p.variants,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind gives NaN on MPS
+        activation_checkpointing="checkpointing" in p.variants,
+        activation_checkpointing_kwargs={"use_reentrant": False},  # the other kind gives NaN on MPS
         seed=p.seed,
         data_seed=p.seed,
         report_to="none",
@@ -266,7 +278,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _seal(checkpoint: Path) -> None:
     sums = {file.name: config.digest(file) for file in sorted(checkpoint.iterdir()) if file.name != _CHECKSUMS}
-    (checkpoint / _CHECKSUMS).write_text(json.dumps(sums))
+    (checkpoint / ".sums").write_text(json.dumps(sums))
+    (checkpoint / ".sums").rename(checkpoint / _CHECKSUMS)
 
 
 def _damage(checkpoint: Path) -> str:
@@ -371,7 +384,7 @@ def train(p: config.TrainLora) -> dict[str, Any]:
 def _train_in_processes(p: config.TrainLora) -> None:
     """The same in processes of their own, started as `accelerate launch` starts them, their lines shown as they come."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.hardware.processes}"]
-    command += ["-m", "interviewmate_utils.training", p.model_dump_json()]
+    command += ["-m", "interviewmate_utils.training", p.model_dump_json(), str(config.ROOT)]
     threads = max(1, (os.cpu_count() or 1) // p.hardware.processes)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     with subprocess.Popen(
@@ -387,37 +400,36 @@ def _train_in_processes(p: config.TrainLora) -> None:
         raise TrainingError(said[0] if said else "a training process failed:\n" + "".join(lines[-30:]))
 
 
-def _train_here(p: config.TrainLora) -> None:
+def load_base(p: config.TrainLora) -> Any:
+    """The base of run `p` as its variants need it: fp32 to train all weights (bf16 would swallow small updates), or 4 bits."""
     import torch
 
-    torch.manual_seed(p.seed)
-    dataset = data.load_parts(p.processed)
-    tokenizer = models.load_tokenizer(p.model)
-    checkpoints = p.output / "checkpoints"
-    options: dict[str, Any] = {}
-    if "full" in p.variants:
-        options["dtype"] = torch.float32  # bf16 weights would swallow small updates
+    options: dict[str, Any] = {"dtype": torch.float32} if "full" in p.variants else {}
+    kind = models.pick_device(p.hardware.kind)
     if "4bit" in p.variants:
+        from peft import prepare_model_for_kbit_training
         from transformers import BitsAndBytesConfig
 
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
         options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four), "device_map": {"": 0}}
-    kind = models.pick_device(p.hardware.kind)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and kind == "cuda":
+        return prepare_model_for_kbit_training(models.load_model(p.model, kind, **options), use_gradient_checkpointing=False)
+    if kind == "cuda" and "LOCAL_RANK" in os.environ:
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
-    base = models.load_model(p.model, kind, **options)
-    if "4bit" in p.variants:
-        from peft import prepare_model_for_kbit_training
+    return models.load_model(p.model, kind, **options)
 
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    dtype = str(base.dtype).removeprefix("torch.")
-    total = schedule(len(dataset["train"]), p.epochs, p.batch_size)["total_steps"]
-    model = lora.adapt(base, p, total)
-    start = None
-    if any(name in p.variants for name in lora.INITIALISERS):
-        start = p.output / "start"
+
+def _train_here(p: config.TrainLora) -> None:
+    import torch
+
+    dataset, base = data.load_parts(p.processed), load_base(p)
+    pad_id, dtype = models.load_tokenizer(p.model).pad_token_id, str(base.dtype).removeprefix("torch.")
+    torch.manual_seed(p.seed)
+    model = lora.adapt(base, p, schedule(len(dataset["train"]), p.epochs, p.batch_size)["total_steps"])
+    start = p.output / "start" if any(name in p.variants for name in lora.INITIALISERS) else None
+    if start:
         model.save_pretrained(str(start))
-    trainer = make_trainer(model, dataset, p, tokenizer.pad_token_id, checkpoints)
+    checkpoints = p.output / "checkpoints"
+    trainer = make_trainer(model, dataset, p, pad_id, checkpoints)
     started = time.perf_counter()
     known = {"data": config.digest(p.processed), "model": p.model, "weights": models.weights_digest(p.model)}
     read_before = fit(trainer, p.model_dump() | known)
@@ -442,4 +454,5 @@ def _train_here(p: config.TrainLora) -> None:
 
 
 if __name__ == "__main__":
+    config.ROOT = Path(sys.argv[2])
     _train_here(config.TrainLora.model_validate_json(sys.argv[1]))
