@@ -32,7 +32,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@rm $(VENV)/.installing && touch $@
 
 report: setup  ## run every notebook that needs it and build the site
-	@$(VENV)/bin/snakemake --cores all --nolock --rerun-incomplete --quiet rules progress host --config profile=$(PROFILE)
+	@$(PY) -m interviewmate_utils.warm serve \
+	  $(VENV)/bin/snakemake --cores all --nolock --rerun-incomplete --quiet rules progress host --config profile=$(PROFILE)
 	@echo "Report: $(CURDIR)/reports/$(PROFILE)/site/index.html"
 
 site: setup  ## build the site from the reports as they are, without running any

@@ -18,7 +18,7 @@ if not Path(PROFILE_FILE).exists():
 CONTENT = yaml.safe_load(Path(PROFILE_FILE).read_text())
 SHARED = CONTENT["shared"]
 RUNS = [f"{run}_seed{seed}" for run in SHARED["runs"] for seed in SHARED["seeds"]]
-RUN_COMMAND = "OMP_NUM_THREADS={threads} {PYTHON} -m interviewmate_utils.run {input.notebook} -o {output} {params.files}"
+RUN_COMMAND = "OMP_NUM_THREADS={threads} {PYTHON} -m interviewmate_utils.warm run {input.notebook} -o {output} {params.files}"
 PYTHON = sys.executable
 
 

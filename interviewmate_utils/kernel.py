@@ -8,7 +8,10 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from . import warm
 
 # Large tensors come and go in every step; without the first two, glibc returns their pages to the system each time
 # (3,400 against 5,800 tokens/s in pretraining on two cores). Other C libraries ignore them.
@@ -20,6 +23,24 @@ KERNEL_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore:IProgress not found,ignore:`is_gradient_checkpointing`",
     "PYTHONHASHSEED": "0",
 }
+
+
+def _provisioner() -> type:
+    from jupyter_client.provisioning import LocalProvisioner
+
+    class Forking(LocalProvisioner):
+        """Has the kernel forked from a process that has imported its libraries (`warm`)."""
+
+        async def launch_kernel(self, cmd: list[str], **options: Any) -> dict:
+            # python -m ipykernel_launcher ...; a kernel ends with its parent, whose number it would have read when imported
+            arguments = [*cmd[3:], f"--IPKernelApp.parent_handle={os.environ[warm.SERVER].partition(':')[0]}"]
+            folder = str(options.get("cwd") or Path.cwd())
+            self.process = warm.Forked("ipykernel_launcher", arguments, options["env"], folder)
+            self.pid = self.pgid = self.process.pid
+            self.cwd = options.get("cwd")
+            return self.connection_info
+
+    return Forking
 
 
 @dataclass
@@ -40,6 +61,8 @@ class Kernel:
         self.manager = AsyncKernelManager(kernel_name="python3", connection_file=f"{self._folder.name}/kernel.json")
         if platform.system() != "Windows":
             self.manager.transport = "ipc"
+        if os.environ.get(warm.SERVER):
+            self.manager.provisioner = _provisioner()(kernel_spec=self.manager.kernel_spec, parent=self.manager)
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
