@@ -1,5 +1,6 @@
 """The order of the notebooks: one rule each, and nothing else knows it. `make report` calls this."""
 
+import os
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ if not Path(PROFILE_FILE).exists():
 RUNS = yaml.safe_load(Path(PROFILE_FILE).read_text())["shared"]["runs"]
 RUN_COMMAND = "{PYTHON} -m interviewmate_utils.run {input.notebook} -o {output} {params.files}"
 PYTHON = sys.executable
+THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or workflow.resource_settings.cores or 4)  # 4: asked of a cluster that is not Slurm
 
 
 def files(stem, run=None):
@@ -74,7 +76,7 @@ rule prepare_data:
         values=str(resolved("01_prepare_data")),
     output:
         update(f"{OUT}/01_prepare_data.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -88,7 +90,7 @@ rule prepare_another_corpus:
         values=lambda wildcards: str(resolved("01_prepare_data", wildcards.corpus)),
     output:
         update(OUT + "/01_prepare_data_{corpus}.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -102,7 +104,7 @@ rule build_embedded_model:
         values=str(resolved("02_build_embedded_model")),
     output:
         update(f"{OUT}/02_build_embedded_model.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -117,7 +119,7 @@ rule train_lora:
         values=lambda wildcards: str(resolved("04_train_lora", wildcards.run)),
     output:
         update(OUT + "/04_train_lora_{run}.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -133,7 +135,7 @@ rule evaluate_models:
         values=str(resolved("06_evaluate_models")),
     output:
         update(f"{OUT}/06_evaluate_models.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -149,6 +151,6 @@ rule summarise:
         values=str(resolved("13_summarise")),
     output:
         update(f"{OUT}/13_summarise.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
