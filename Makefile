@@ -16,7 +16,7 @@ EXECUTED := notebooks/params/executors
 EXECUTORS := local $(basename $(notdir $(wildcard $(EXECUTED)/*.yaml)))
 $(if $(filter $(EXECUTOR),$(EXECUTORS)),,$(error There is no executor '$(EXECUTOR)'. Known: $(EXECUTORS). One is a file in $(EXECUTED)/))
 PLUGIN := $(if $(filter-out local,$(EXECUTOR)),$(shell sed -n 's/^executor: *\([a-z-]*\).*/\1/p' $(EXECUTED)/$(EXECUTOR).yaml))
-WHERE := $(if $(filter local,$(EXECUTOR)),--cores all,--workflow-profile $(EXECUTED)/$(EXECUTOR).yaml)
+WHERE := $(if $(filter local,$(EXECUTOR)),--cores all --quiet rules progress host,--workflow-profile $(EXECUTED)/$(EXECUTOR).yaml)
 export PROFILE Q
 .DEFAULT_GOAL := help
 .PHONY: help setup report test bench ask lab site publish wheelhouse lock clean
@@ -44,7 +44,7 @@ $(VENV)/.executor-%: $(VENV)/.ready
 	@touch $@
 
 report: setup  ## run every notebook that needs it and build the site
-	@$(VENV)/bin/snakemake $(WHERE) --nolock --rerun-incomplete --quiet rules progress host --config profile=$(PROFILE)
+	@$(VENV)/bin/snakemake $(WHERE) --nolock --rerun-incomplete --config profile=$(PROFILE)
 	@echo "Report: $(CURDIR)/reports/$(PROFILE)/site/index.html"
 
 site: setup  ## build the site from the reports as they are, without running any
