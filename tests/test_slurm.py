@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -54,8 +53,9 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SlurmdTimeout=10
+SlurmdTimeout=15
 SlurmdParameters=config_overrides
+SchedulerParameters=bf_interval=5,sched_interval=5
 NodeName=node1 NodeHostname=node1 NodeAddr=127.0.0.1 Port={first} CPUs=1 RealMemory=4000
 NodeName=node2 NodeHostname=node2 NodeAddr=127.0.0.1 Port={second} CPUs=1 RealMemory=4000
 PartitionName=main Nodes=node1,node2 Default=YES
@@ -75,6 +75,7 @@ def lacking() -> str:
 
 if reason := lacking():
     pytest.skip(reason, allow_module_level=True)
+pytestmark = pytest.mark.timeout(1800)  # about four minutes on two cores that nobody else uses
 
 
 class Cluster:
@@ -148,14 +149,19 @@ def cluster() -> Iterator[Cluster]:
             cluster.stop()
 
 
-def snakemake(folder: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
-    """Train both runs; the output goes to a file, as Slurm's own commands need none of it."""
-    command = [sys.executable, "-m", "snakemake", *options, "--", *(f"reports/tiny/04_train_lora_{run}.ipynb" for run in RUNS)]
-    environment = (environment or dict(os.environ)) | {"PYTHONPATH": str(folder)}
+@contextlib.contextmanager
+def snakemake(folder: Path, environment: dict[str, str], *options: str) -> Iterator[subprocess.Popen]:
+    """Train both runs; what Snakemake says goes to a file."""
+    command = [*MACHINE, sys.executable, "-m", "snakemake", *options, "--"]
+    command += [f"reports/tiny/04_train_lora_{run}.ipynb" for run in RUNS]
+    environment = environment | {"PYTHONPATH": str(folder)}
     with (folder / "snakemake.txt").open("w") as output:
-        return subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +176,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data/raw/few.jsonl").write_text("".join(questions[:40]), encoding="utf-8")
     (folder / "notebooks/params/profiles/tiny.yaml").write_text(yaml.safe_dump(TINY))
     options = ["--cores", "2", "--set-threads", "train_lora=1", "--nolock", "--config", "profile=tiny"]
-    assert snakemake(folder, *options).wait() == 0, (folder / "snakemake.txt").read_text()[-3000:]
+    with snakemake(folder, dict(os.environ), *options) as process:
+        assert process.wait(900) == 0, (folder / "snakemake.txt").read_text()[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
-def trained(local: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, dict]]:
+def trained(local: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
     """The same trainings on Slurm, by the command that `make report` gives; the node of one is killed after a checkpoint.
 
     The folder, the killed run and where Slurm had put the runs before.
@@ -194,26 +201,16 @@ def trained(local: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFact
         ["make", "-n", "report", "EXECUTOR=test", "PROFILE=tiny"], cwd=folder, capture_output=True, text=True, check=True
     ).stdout
     options = shlex.split(next(line for line in planned.splitlines() if "/snakemake " in line))[1:]
-    process = snakemake(folder, *options, environment=cluster.environment)
-    try:
-        wait_for(lambda: all(job.get("JobState") == "RUNNING" for job in both(cluster)), 60, process)
+    with snakemake(folder, cluster.environment, *options) as process:
+        wait_for(lambda: [job["JobState"] for job in cluster.jobs().values()] == ["RUNNING"] * len(RUNS), 200, process)
         before = {run: job["BatchHost"] for run, job in cluster.jobs().items()}
-        checkpoints = {run: folder / f"reports/tiny/04_train_lora_{run}/checkpoints" for run in RUNS}
-        ready = lambda run: list(checkpoints[run].glob("checkpoint-*/trainer_state.json"))  # noqa: E731
-        wait_for(lambda: any(map(ready, RUNS)), 180, process)
-        killed = next(filter(ready, RUNS))
+        saved = "reports/tiny/04_train_lora_{}/checkpoints/checkpoint-*/trainer_state.json"
+        wait_for(lambda: any(any(folder.glob(saved.format(run))) for run in RUNS), 400, process)
+        killed = next(run for run in RUNS if any(folder.glob(saved.format(run))))
         cluster.kill(before[killed])
         assert not (folder / f"reports/tiny/04_train_lora_{killed}.ipynb").exists(), "the run ended before the kill"
-        assert process.wait(400) == 0, (folder / "snakemake.txt").read_text()[-3000:]
-        yield folder, killed, before
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def both(cluster: Cluster) -> list[dict[str, str]]:
-    jobs = cluster.jobs()
-    return [jobs.get(run, {}) for run in RUNS]
+        assert process.wait(900) == 0, (folder / "snakemake.txt").read_text()[-3000:]
+    return folder, killed, before
 
 
 def output(report: Path) -> str:
