@@ -19,7 +19,7 @@ if not Path(PROFILE_FILE).exists():
 RUNS = yaml.safe_load(Path(PROFILE_FILE).read_text())["shared"]["runs"]
 RUN_COMMAND = "{PYTHON} -m interviewmate_utils.run {input.notebook} -o {output} {params.files}"
 PYTHON = sys.executable
-THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or workflow.resource_settings.cores or 4)  # 4: asked of a cluster that is not Slurm
+THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or workflow.resource_settings.cores or 4)  # a job's, or this machine's
 
 
 def files(stem, run=None):
