@@ -1,5 +1,6 @@
 # InterviewMate. `make` lists the targets.
 PROFILE ?= embedded
+EXECUTOR ?= local
 PYTHON ?= python3
 WHEELHOUSE ?=
 SHELL := /bin/bash
@@ -10,15 +11,24 @@ PIP := $(PY) -m pip --disable-pip-version-check
 # pip's several hundred lines as a few
 SHORT := awk '/^ *(Collecting|Processing)/ && ++n % 40 == 0 {print "  " n " packages found"} /^Installing/ {print "  installing ..."} {fflush()}'
 SOURCE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
+# where the notebooks run: here, or as a file in EXECUTED says; Snakemake's plugin for it is installed when first asked for
+EXECUTED := notebooks/params/executors
+EXECUTORS := local $(basename $(notdir $(wildcard $(EXECUTED)/*.yaml)))
+$(if $(filter $(EXECUTOR),$(EXECUTORS)),,$(error There is no executor '$(EXECUTOR)'. Known: $(EXECUTORS). One is a file in $(EXECUTED)/))
+PLUGIN := $(if $(filter-out local,$(EXECUTOR)),$(shell sed -n 's/^executor: *\([a-z-]*\).*/\1/p' $(EXECUTED)/$(EXECUTOR).yaml))
+WHERE := $(if $(filter local,$(EXECUTOR)),--cores all --quiet rules progress host,--workflow-profile $(EXECUTED)/$(EXECUTOR).yaml)
+# start-up is paid once, by a process that the notebooks are forked from
+SERVED := $(if $(filter local,$(EXECUTOR)),$(PY) -m interviewmate_utils.warm serve)
 export PROFILE Q
 .DEFAULT_GOAL := help
 .PHONY: help setup report test bench ask lab site publish wheelhouse lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  EXECUTOR=$(EXECUTOR), of: $(EXECUTORS)"
 	@echo "  PROFILE=$(PROFILE), of: $(basename $(notdir $(wildcard notebooks/params/profiles/*.yaml)))"
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(PLUGIN:%=$(VENV)/.executor-%)
 
 # An interrupted set-up leaves .installing behind and no .ready: a half-installed environment is then made anew, with
 # the downloads that pip kept.
@@ -31,9 +41,12 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PIP) install $(SOURCE) -c requirements.lock -e '.[test]' | $(SHORT)
 	@rm $(VENV)/.installing && touch $@
 
+$(VENV)/.executor-%: $(VENV)/.ready
+	@$(PIP) install $(SOURCE) -c requirements.lock snakemake-executor-plugin-$* | $(SHORT)
+	@touch $@
+
 report: setup  ## run every notebook that needs it and build the site
-	@$(PY) -m interviewmate_utils.warm serve \
-	  $(VENV)/bin/snakemake --cores all --nolock --rerun-incomplete --quiet rules progress host --config profile=$(PROFILE)
+	@$(SERVED) $(VENV)/bin/snakemake $(WHERE) --nolock --rerun-incomplete --config profile=$(PROFILE)
 	@echo "Report: $(CURDIR)/reports/$(PROFILE)/site/index.html"
 
 site: setup  ## build the site from the reports as they are, without running any
@@ -56,10 +69,10 @@ publish: setup  ## copy the report's table and figures to reports/published/ and
 	@$(PY) -m interviewmate_utils.publish $(PROFILE)
 
 wheelhouse: setup  ## fill wheelhouse/ for set-ups without a network: WHEELHOUSE=wheelhouse make report
-	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test]' 'setuptools>=77' | $(SHORT) && rm -f wheelhouse/interviewmate_utils-*.whl
+	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test,slurm]' 'setuptools>=77' | $(SHORT) && rm -f wheelhouse/interviewmate_utils-*.whl
 
 lock:  ## renew requirements.lock from a fresh environment
-	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet -e '.[test]'
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet -e '.[test,slurm]'
 	@{ echo "# Made by 'make lock': every transitive pin, used as constraints (pip install -c)."; \
 	  build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -Ev '^(nvidia|cuda|triton)'; } > requirements.lock
 

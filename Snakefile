@@ -1,5 +1,6 @@
 """The order of the notebooks: one rule each, and nothing else knows it. `make report` calls this."""
 
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ SHARED = CONTENT["shared"]
 RUNS = [f"{run}_seed{seed}" for run in SHARED["runs"] for seed in SHARED["seeds"]]
 RUN_COMMAND = "OMP_NUM_THREADS={threads} {PYTHON} -m interviewmate_utils.warm run {input.notebook} -o {output} {params.files}"
 PYTHON = sys.executable
+THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or workflow.resource_settings.cores or 4)  # a job's, or this machine's
 
 
 def files(stem, run=None):
@@ -81,7 +83,7 @@ rule prepare_data:
         values=str(resolved("01_prepare_data")),
     output:
         update(f"{OUT}/01_prepare_data.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -95,7 +97,7 @@ rule prepare_another_corpus:
         values=lambda wildcards: str(resolved("01_prepare_data", wildcards.corpus)),
     output:
         update(OUT + "/01_prepare_data_{corpus}.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -109,7 +111,7 @@ rule build_embedded_model:
         values=str(resolved("02_build_embedded_model")),
     output:
         update(f"{OUT}/02_build_embedded_model.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -124,7 +126,7 @@ rule train_lora:
         values=lambda wildcards: str(resolved("04_train_lora", wildcards.run)),
     output:
         update(OUT + "/04_train_lora_{run}.ipynb"),
-    threads: CONTENT.get("workflow", {}).get("training_threads", workflow.cores)
+    threads: CONTENT.get("workflow", {}).get("training_threads", THREADS)
     shell:
         RUN_COMMAND
 
@@ -140,7 +142,7 @@ rule evaluate_models:
         values=str(resolved("06_evaluate_models")),
     output:
         update(f"{OUT}/06_evaluate_models.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND
 
@@ -156,6 +158,6 @@ rule summarise:
         values=str(resolved("13_summarise")),
     output:
         update(f"{OUT}/13_summarise.ipynb"),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         RUN_COMMAND

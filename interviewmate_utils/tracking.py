@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import platform
 import sqlite3
 import sys
 import time
@@ -73,12 +74,17 @@ def _opened_store() -> Iterator[Any]:
         yield MlflowClient(f"sqlite:///{STORE}")
 
 
-def close_abandoned(client: Any, experiment: str) -> list[str]:
-    """End as KILLED every run that says RUNNING although the process that opened it is gone; return their ids."""
+def close_abandoned(client: Any, experiment: str, report: str = "") -> list[str]:
+    """End as KILLED every run that says RUNNING although the process that opened it is gone; return their ids.
+
+    Of another machine's processes nothing is known here. Its runs stay open, except one into `report`: whoever asks holds
+    that target, so it has ended.
+    """
     closed = []
     for run in client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'"):
-        runner = run.data.tags.get("runner", "")
-        if not runner or _identity(int(runner.split()[0])) != runner:
+        tags = {"runner": "", "report": "unknown", "host": platform.node()} | run.data.tags
+        ended = not tags["runner"] or _identity(int(tags["runner"].split()[0])) != tags["runner"]
+        if tags["report"] == report or (ended and tags["host"] == platform.node()):
             client.set_terminated(run.info.run_id, "KILLED")
             closed.append(run.info.run_id)
     return closed
@@ -94,9 +100,10 @@ def tracked(output: Path, parameters: Any, record: dict) -> Iterator[Tracked]:
             found = client.get_experiment_by_name(name)
             artifacts = (STORE.parent / "mlflow").as_uri()
             experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
-            close_abandoned(client, experiment)
-        tags = {"runner": _identity(os.getpid()), "report": str(output), "git_commit": record["git_commit"]}
-        tags |= {key: str(record[key]) for key in ("notebook_digest", "package_digest", "lock_digest", "model", "device")}
+            close_abandoned(client, experiment, str(output))
+        tags = {"runner": _identity(os.getpid()), "host": platform.node(), "report": str(output)}
+        told = ("git_commit", "notebook_digest", "package_digest", "lock_digest", "model", "device")
+        tags |= {key: str(record[key]) for key in told}
         run_id = client.create_run(experiment, tags=tags, run_name=f"{name}_{output.stem}").info.run_id
         results = parameters.output / "results.json" if isinstance(parameters, config.Parameters) else None
         run = Tracked(client, run_id, results)

@@ -27,13 +27,13 @@ def project(tmp_path):
     return tmp_path
 
 
-def make(folder, too_old=0):
+def make(folder, *variables, too_old=0):
     log, python = folder / "log", folder / "python"
     python.write_text(STAND_IN.format(log=log, folder=folder, too_old=too_old))
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     log.write_text("")
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "WHEELHOUSE")}
-    command = ["make", "setup", f"PYTHON={python}"]
+    command = ["make", "setup", f"PYTHON={python}", *variables]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done, log.read_text()
 
@@ -49,6 +49,17 @@ def test_second_set_up_does_nothing(project):
     make(project)
     done, asked = make(project)
     assert done.returncode == 0
+    assert asked == ""
+
+
+def test_executor_is_installed_when_first_asked_for(project):
+    shutil.copytree(ROOT / "notebooks/params/executors", project / "notebooks/params/executors")
+    _, asked = make(project)
+    assert "slurm" not in asked
+    _, asked = make(project, "EXECUTOR=slurm")
+    assert "install -c requirements.lock snakemake-executor-plugin-slurm" in asked
+    assert ".[test]" not in asked
+    _, asked = make(project, "EXECUTOR=slurm")
     assert asked == ""
 
 

@@ -108,6 +108,19 @@ def test_only_runs_whose_process_is_gone_are_closed(workshop: Workshop) -> None:
     assert len(closed) == 3
 
 
+def test_runs_of_another_machine_stay_open_but_for_that_of_the_held_report(workshop: Workshop) -> None:
+    with opened(workshop) as run:
+        experiment = run.client.get_run(run.run_id).info.experiment_id
+        tags = {"runner": f"{os.getpid()} since 0", "host": "another"}
+        ids = {
+            name: run.client.create_run(experiment, tags=tags | {"report": name}).info.run_id for name in ("held", "elsewhere")
+        }
+        assert tracking.close_abandoned(run.client, experiment, "held") == [ids["held"]]
+        assert run.client.get_run(ids["elsewhere"]).info.status == "RUNNING"
+        run.client.set_terminated(ids["elsewhere"])
+        run.finish(DONE)
+
+
 @pytest.mark.parametrize("fault", ["a folder", "not a database", "below a file"])
 def test_unwritable_store_is_said_at_once_and_harms_nothing(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault: str

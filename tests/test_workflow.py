@@ -119,6 +119,28 @@ def test_unknown_profile_is_named_with_the_known_ones(copy):
     assert "embedded, falcon-rw-1b" in done.stdout + done.stderr
 
 
+def test_notebooks_run_here_unless_an_executor_is_named(copy):
+    def commands(*variables):
+        return subprocess.run(["make", "-n", "report", *variables], cwd=copy, capture_output=True, text=True, check=False)
+
+    assert "snakemake --cores all " in commands().stdout
+    elsewhere = commands("EXECUTOR=slurm").stdout
+    assert "snakemake --workflow-profile notebooks/params/executors/slurm.yaml " in elsewhere
+    assert "--cores" not in elsewhere
+    unknown = commands("EXECUTOR=slrum")
+    assert unknown.returncode != 0
+    assert "no executor 'slrum'. Known: local slurm." in unknown.stderr
+
+
+def test_rules_take_all_cores_here_and_a_jobs_own_on_a_cluster(copy, monkeypatch):
+    def threads():
+        return set(re.findall(r"threads: (\d+)", snakemake(copy, "-n", "--forceall", "--config", "profile=embedded").stdout))
+
+    assert threads() == {"2"}
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert threads() == set(), "one thread goes without saying"
+
+
 def test_make_without_a_target_lists_the_targets():
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("report", "test", "ask", "lab", "site", "wheelhouse", "clean"):
