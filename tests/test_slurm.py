@@ -20,14 +20,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from interviewmate_utils import training
 from interviewmate_utils.config import ROOT
 
 RUNS = ("A_seed1", "A_seed2")
 MEASURED = {"train_tps", "train_time_s", "peak_memory_gb"}  # differ from run to run
 TINY = {
-    "shared": {"profile": "tiny", "model": "data/models/embedded", "runs": [*RUNS]},
+    "shared": {"profile": "tiny", "model": "data/models/embedded", "runs": ["A"], "seeds": [1, 2]},
+    "workflow": {"training_threads": 1},
     "01_prepare_data": {"raw_file": "data/raw/few.jsonl", "max_length": 128},
-    "04_train_lora": {"learning_rate": 0.002, "epochs": 8.0, "eval_steps": 7, "warmup_steps": 5},
+    "04_train_lora": {"learning_rate": 0.002, "epochs": 8.0, "warmup_steps": 5},
 }
 # A machine of its own as far as processes and names go; it ends with whoever started it, and what runs on it ends with it.
 MACHINE = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
@@ -204,7 +206,7 @@ def trained(local: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFact
     with snakemake(folder, cluster.environment, *options) as process:
         wait_for(lambda: [job["JobState"] for job in cluster.jobs().values()] == ["RUNNING"] * len(RUNS), 200, process)
         before = {run: job["BatchHost"] for run, job in cluster.jobs().items()}
-        saved = "reports/tiny/04_train_lora_{}/checkpoints/checkpoint-*/trainer_state.json"
+        saved = "reports/tiny/04_train_lora_{}/checkpoints/checkpoint-*/checksums.json"
         wait_for(lambda: any(any(folder.glob(saved.format(run))) for run in RUNS), 400, process)
         killed = next(run for run in RUNS if any(folder.glob(saved.format(run))))
         cluster.kill(before[killed])
@@ -235,7 +237,8 @@ def test_run_of_a_killed_node_is_requeued_and_resumes_on_the_other(trained, clus
     assert list(dict.fromkeys(re.findall(r"Host: (\S+)", log.read_text()))) == [before[killed], other]
     text = output(folder / f"reports/tiny/04_train_lora_{killed}.ipynb")
     assert re.search(r"resumed +True", text)
-    assert int(re.search(r"step (\d+)/", text).group(1)) > TINY["04_train_lora"]["eval_steps"]
+    first = training.schedule(28, TINY["04_train_lora"]["epochs"], 4)["eval_steps"]
+    assert int(re.search(r"step (\d+)/", text).group(1)) > first
 
 
 def test_results_equal_the_local_ones(trained, local: Path) -> None:
@@ -247,7 +250,7 @@ def test_results_equal_the_local_ones(trained, local: Path) -> None:
         for result in results:
             result["metrics"] = {k: v for k, v in result["metrics"].items() if k not in MEASURED}
         assert results[0] == results[1]
-        weights = "adapter/adapter_model.safetensors"
+        weights = "trained/adapter_model.safetensors"
         assert (mine / weights).read_bytes() == (theirs / weights).read_bytes()
         history = [pd.read_parquet(path / "tables/history.parquet") for path in (mine, theirs)]
         pd.testing.assert_frame_equal(*history, check_exact=True)
