@@ -292,6 +292,11 @@ def _named(value: Any, where: str) -> dict[str, Any]:
     return value or {}
 
 
+def is_factor(value: Any) -> bool:
+    """Whether a parameter file says `{times: 20}`: a factor for what an earlier file or the notebook says."""
+    return isinstance(value, dict) and value.keys() == {"times"}
+
+
 def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     """Parameters for notebook `stem` from a YAML file.
 
@@ -306,7 +311,7 @@ def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: not readable: {one_line(error)}") from None
     sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | set(BY_STEM) | {"shared", "workflow", stem}
-    if not any(isinstance(value, dict) for value in content.values()) and sections.isdisjoint(content):
+    if all(is_factor(value) or not isinstance(value, dict) for value in content.values()) and sections.isdisjoint(content):
         return content
     if unknown := [key for key in content if key not in sections]:
         near = difflib.get_close_matches(unknown[0], sections, n=1)
