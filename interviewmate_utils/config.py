@@ -176,7 +176,9 @@ class TrainLora(Parameters):
     @field_validator("variants")
     @classmethod
     def _go_together(cls, variants: list[str]) -> list[str]:
-        for group in (("full", "adalora", "dora"), ("full", "adalora", "pissa", "olora"), ("full", "rslora"), ("full", "4bit")):
+        # DoRA's magnitudes get lost when a PiSSA or OLoRA adapter is converted, and PiSSA cannot start from 4 bits
+        kinds = ("full", "adalora", "dora", "pissa", "olora")
+        for group in (kinds, ("full", "rslora"), ("full", "4bit"), ("pissa", "4bit")):
             if len(chosen := [name for name in group if name in variants]) > 1:
                 raise ValueError(f"{' and '.join(chosen)} cannot be combined")
         return variants

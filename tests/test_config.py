@@ -148,7 +148,8 @@ def test_processes_share_a_batch_evenly() -> None:
     [
         [],
         *([name] for name in ("rslora", "dora", "pissa", "olora", "adalora", "4bit", "full", "checkpointing")),
-        ["dora", "rslora", "pissa", "4bit", "checkpointing"],
+        ["dora", "rslora", "4bit", "checkpointing"],
+        ["pissa", "rslora", "checkpointing"],
         ["adalora", "rslora", "checkpointing"],
         ["full", "checkpointing"],
     ],
@@ -169,7 +170,10 @@ def test_variants_that_go_together_are_taken(variants: list[str]) -> None:
         (["full", "pissa"], "full and pissa cannot be combined"),
         (["adalora", "dora"], "adalora and dora cannot be combined"),
         (["adalora", "olora"], "adalora and olora cannot be combined"),
-        (["olora", "pissa", "dora"], "pissa and olora cannot be combined"),
+        (["olora", "pissa"], "pissa and olora cannot be combined"),
+        (["pissa", "dora"], "dora and pissa cannot be combined"),
+        (["dora", "olora"], "dora and olora cannot be combined"),
+        (["4bit", "pissa"], "pissa and 4bit cannot be combined"),
     ],
 )
 def test_variants_that_exclude_each_other_are_named(variants: list[str], expected: str) -> None:
