@@ -212,7 +212,9 @@ class TrainLora(Parameters):
         return self.output / TRAINED
 
     def inputs(self) -> list[Path]:
-        return [self.processed, *(local_model_files(self.model) if self.model else [])]
+        if self.model or not self.processed.exists():
+            return [self.processed, *(local_model_files(self.model) if self.model else [])]
+        return [self.processed, self.processed / PREPARED]  # a corpus of before, which must be prepared again
 
 
 class EvaluateModels(Parameters):

@@ -191,6 +191,7 @@ def test_wrong_factor_is_explained(workshop: Workshop, capsys: pytest.CaptureFix
     ("missing", "maker"),
     [
         ("data/processed/mine/original", "run 01_prepare_data with profile 'mine' first"),
+        ("data/processed/mine/original/prepared.json", "run 01_prepare_data with profile 'mine' first"),
         ("data/models/embedded", "run 02_build_embedded_model with profile 'mine' first"),
         ("reports/mine/02_build_embedded_model/best", "run 02_build_embedded_model with profile 'mine' first"),
         ("data/models/nowhere", "no notebook makes it"),
@@ -200,9 +201,11 @@ def test_missing_input_is_named_with_the_notebook_that_makes_it(
     workshop: Workshop, capsys: pytest.CaptureFixture, missing: str, maker: str
 ) -> None:
     notebook = workshop.notebook("1", name="04_train_lora.ipynb", parameters=TRAIN)
-    if "processed" not in missing:
-        folder = workshop.root / "data/processed/mine/original"
+    folder = workshop.root / "data/processed/mine/original"
+    if missing != "data/processed/mine/original":
         folder.mkdir(parents=True)
+        (folder / "train.txt").write_text("a corpus")
+    if "processed" not in missing:
         (folder / "prepared.json").write_text(json.dumps({"model": missing}))
     before = workshop.files()
     assert workshop.run(notebook) == 2
