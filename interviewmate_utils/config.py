@@ -176,7 +176,9 @@ class TrainLora(Parameters):
     @field_validator("variants")
     @classmethod
     def _go_together(cls, variants: list[str]) -> list[str]:
-        for group in (("full", "adalora", "dora"), ("full", "adalora", "pissa", "olora"), ("full", "rslora"), ("full", "4bit")):
+        # DoRA's magnitudes get lost when a PiSSA or OLoRA adapter is converted, and PiSSA cannot start from 4 bits
+        kinds = ("full", "adalora", "dora", "pissa", "olora")
+        for group in (kinds, ("full", "rslora"), ("full", "4bit"), ("pissa", "4bit")):
             if len(chosen := [name for name in group if name in variants]) > 1:
                 raise ValueError(f"{' and '.join(chosen)} cannot be combined")
         return variants
@@ -210,7 +212,9 @@ class TrainLora(Parameters):
         return self.output / TRAINED
 
     def inputs(self) -> list[Path]:
-        return [self.processed, *(local_model_files(self.model) if self.model else [])]
+        if self.model or not self.processed.exists():
+            return [self.processed, *(local_model_files(self.model) if self.model else [])]
+        return [self.processed, self.processed / PREPARED]  # a corpus of before, which must be prepared again
 
 
 class EvaluateModels(Parameters):
@@ -292,6 +296,11 @@ def _named(value: Any, where: str) -> dict[str, Any]:
     return value or {}
 
 
+def is_factor(value: Any) -> bool:
+    """Whether a parameter file says `{times: 20}`: a factor for what an earlier file or the notebook says."""
+    return isinstance(value, dict) and value.keys() == {"times"}
+
+
 def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     """Parameters for notebook `stem` from a YAML file.
 
@@ -306,7 +315,7 @@ def read_parameters(path: Path, stem: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: not readable: {one_line(error)}") from None
     sections = {p.stem for p in NOTEBOOKS.glob("*.ipynb")} | set(BY_STEM) | {"shared", "workflow", stem}
-    if not any(isinstance(value, dict) for value in content.values()) and sections.isdisjoint(content):
+    if all(is_factor(value) or not isinstance(value, dict) for value in content.values()) and sections.isdisjoint(content):
         return content
     if unknown := [key for key in content if key not in sections]:
         near = difflib.get_close_matches(unknown[0], sections, n=1)

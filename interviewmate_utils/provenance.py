@@ -72,12 +72,12 @@ def _relative(path: Path) -> str:
 def collect(notebook: Path, overrides: dict, parameters: Any, inputs: list[Path]) -> dict:
     """What identifies a run before it starts. Paths are relative to the repository."""
     values = parameters.model_dump(mode="json")
-    device = values.get("device", "cpu")
-    if device == "auto":
+    device = str(values.get("device", "cpu"))
+    if re.match(r"auto($|[*+])", device):
         from .models import pick_device
 
-        device = pick_device()
-    model, _, revision = str(values.get("model", "")).partition("@")
+        device = device.replace("auto", pick_device())
+    model, _, revision = str(getattr(parameters, "model", "")).partition("@")
     return {
         "notebook": _relative(notebook.resolve()),
         "notebook_digest": notebook_digest(notebook),
@@ -106,7 +106,7 @@ def overview(parameters: config.Parameters) -> "pd.DataFrame":
     if "device" in values:
         from .models import pick_device
 
-        values["device"] += f" -> {pick_device(parameters.device)}"
+        values["device"] += f" -> {pick_device(re.split('[*+]', parameters.device)[0])}"
     values["python"] = sys.version.split()[0]
     values |= {name: metadata.version(name) for name in VERSIONS}
     return pd.DataFrame({"value": values})

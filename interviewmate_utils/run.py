@@ -36,17 +36,20 @@ def collect_parameters(notebook: Path, files: list[Path], pairs: list[tuple[str,
     overrides: dict[str, Any] = {}
     for path in files:
         for name, value in config.read_parameters(path, notebook.stem).items():
-            if isinstance(value, dict) and value.keys() == {"times"}:
-                value = _scaled((defaults | overrides).get(name), value["times"], f"{path}: {name}")
+            if config.is_factor(value) and name in defaults:
+                value = _scaled((defaults | overrides)[name], value["times"], f"{path}: {name}")
             overrides[name] = value
     for name, text in pairs:
         overrides[name] = config.parse_yaml(text, f"-p {name}")
     return overrides, config.validate(config.parameters_class(notebook), defaults | overrides)
 
 
-def _scaled(value: Any, factor: Any, where: str) -> float:
+def _scaled(value: Any, factor: Any, where: str) -> int | float:
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (value, factor)):
-        raise config.ParameterError(f"{where}: {{times: {factor!r}}} of {value!r}: both must be numbers")
+        kinds = f"{type(value).__name__} by {type(factor).__name__}"  # the values stay unsaid: one may be a secret
+        raise config.ParameterError(f"{where}: {{times: ...}} multiplies a number by a number, not {kinds}")
+    if isinstance(value, int) and isinstance(factor, int):
+        return value * factor
     return float(f"{value * factor:.12g}")  # 0.0002 x 20 is 0.004, not 0.0040000000000000001
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import Workshop, write_notebook
 
-from interviewmate_utils import config
+from interviewmate_utils import config, run
 from interviewmate_utils.config import ParameterError
 
 NOTEBOOKS = [p for p in sorted(config.NOTEBOOKS.glob("*.ipynb")) if p.stem in config.BY_STEM]
@@ -14,18 +14,18 @@ TRAIN = {
     "profile": "mine",
     "seed": 13,
     "run": "A",
-    "model": "tiiuae/falcon-rw-1b",
+    "corpus": "original",
     "device": "cpu",
+    "variants": [],
     "rank": 8,
     "alpha": 16,
     "dropout": 0.05,
     "target_modules": ["query_key_value"],
     "learning_rate": 2e-4,
+    "weight_decay": 0.0,
     "epochs": 5,
     "batch_size": 4,
-    "micro_batch": 2,
     "warmup_steps": 50,
-    "eval_steps": 25,
 }
 
 
@@ -43,7 +43,7 @@ def test_every_parameter_file_gives_valid_parameters(file: Path) -> None:
     for notebook in NOTEBOOKS:
         values = config.read_parameters(file, notebook.stem)
         if set(values) <= set(config.parameters_cell(notebook)):  # a run file is for one notebook, a profile for all
-            config.validate(config.BY_STEM[notebook.stem], config.parameters_cell(notebook) | values)
+            run.collect_parameters(notebook, [file], [])
             fits += 1
     assert fits
 
@@ -87,7 +87,140 @@ def test_ordinary_names_are_not_taken_for_secrets(name: str) -> None:
     "model", ["hf-internal-testing/tiny-random-gpt2", "sk-interview-questions", "data/models/sk-long-folder"]
 )
 def test_ordinary_values_are_not_taken_for_secrets(model: str) -> None:
-    assert config.validate(config.TrainLora, TRAIN | {"model": model}).model == model
+    values = config.parameters_cell(config.NOTEBOOKS / "06_evaluate_models.ipynb") | {"model": model}
+    assert config.validate(config.EvaluateModels, values).model == model
+
+
+# --- what trains, and with what ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "hardware"),
+    [
+        ("auto", ("auto", 1, False)),
+        ("mps", ("mps", 1, False)),
+        ("cpu*2", ("cpu", 2, False)),
+        ("cuda*4+fsdp", ("cuda", 4, True)),
+        ("cuda+fsdp", ("cuda", 1, True)),
+        ("auto*1", ("auto", 1, False)),
+    ],
+)
+def test_device_says_kind_processes_and_sharding(device: str, hardware: tuple) -> None:
+    assert config.validate(config.TrainLora, TRAIN | {"device": device}).hardware == hardware
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "tpu",
+        "cuda*0",
+        "cuda*",
+        "cuda*-2",
+        "cuda*1.5",
+        "cuda*04",
+        "cpu*2+fdsp",
+        "cuda+fsdp*4",
+        "cuda:1",
+        "CUDA",
+        " cpu",
+        "cpu\n",
+        "",
+    ],
+)
+def test_unknown_device_is_explained_with_what_is_allowed(device: str) -> None:
+    with pytest.raises(ParameterError) as error:
+        config.validate(config.TrainLora, TRAIN | {"device": device})
+    allowed = (
+        "allowed: auto, cpu, cuda or mps; 'cuda*4' trains in four processes, 'cuda*4+fsdp' shards the weights over them, too"
+    )
+    assert str(error.value) == f"device = {device!r} (str): {allowed}"
+
+
+def test_processes_share_a_batch_evenly() -> None:
+    assert config.validate(config.TrainLora, TRAIN | {"device": "cpu*4"}).batch_size == 4
+    for device, processes in (("cuda*3", 3), ("cpu*8+fsdp", 8)):
+        with pytest.raises(ParameterError, match=rf"batch_size = 4 cannot be shared by {processes} processes$"):
+            config.validate(config.TrainLora, TRAIN | {"device": device})
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        [],
+        *([name] for name in ("rslora", "dora", "pissa", "olora", "adalora", "4bit", "full", "checkpointing")),
+        ["dora", "rslora", "4bit", "checkpointing"],
+        ["pissa", "rslora", "checkpointing"],
+        ["adalora", "rslora", "checkpointing"],
+        ["full", "checkpointing"],
+    ],
+    ids="+".join,
+)
+def test_variants_that_go_together_are_taken(variants: list[str]) -> None:
+    assert config.validate(config.TrainLora, TRAIN | {"variants": variants}).variants == variants
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"),
+    [
+        (["full", "dora"], "full and dora cannot be combined"),
+        (["dora", "full"], "full and dora cannot be combined"),
+        (["rslora", "full"], "full and rslora cannot be combined"),
+        (["full", "4bit"], "full and 4bit cannot be combined"),
+        (["full", "adalora"], "full and adalora cannot be combined"),
+        (["full", "pissa"], "full and pissa cannot be combined"),
+        (["adalora", "dora"], "adalora and dora cannot be combined"),
+        (["adalora", "olora"], "adalora and olora cannot be combined"),
+        (["olora", "pissa"], "pissa and olora cannot be combined"),
+        (["pissa", "dora"], "dora and pissa cannot be combined"),
+        (["dora", "olora"], "dora and olora cannot be combined"),
+        (["4bit", "pissa"], "pissa and 4bit cannot be combined"),
+    ],
+)
+def test_variants_that_exclude_each_other_are_named(variants: list[str], expected: str) -> None:
+    with pytest.raises(ParameterError) as error:
+        config.validate(config.TrainLora, TRAIN | {"variants": variants})
+    assert str(error.value).startswith(f"variants = {variants!r} (list): ")
+    assert str(error.value).endswith(expected)
+
+
+def test_unknown_variant_is_named_with_those_there_are() -> None:
+    with pytest.raises(
+        ParameterError, match=r"^variants\.1 = 'dorra' \(str\): Input should be 'dora', 'rslora', 'pissa', "
+    ) as error:
+        config.validate(config.TrainLora, TRAIN | {"variants": ["rslora", "dorra"]})
+    assert str(error.value).endswith("'olora', 'adalora', '4bit', 'full' or 'checkpointing'")
+
+
+def test_base_of_a_training_is_the_model_of_its_corpus(workshop: Workshop) -> None:
+    p = config.validate(config.TrainLora, TRAIN | {"corpus": "larger"})
+    folder = workshop.root / "data" / "processed" / "mine" / "larger"
+    assert (p.processed, p.model, p.inputs()) == (folder, "", [folder])
+    assert p.trained == workshop.root / "reports" / "mine" / "04_train_lora_A_seed13" / "trained"
+    folder.mkdir(parents=True)
+    (folder / "prepared.json").write_text('{"model": "owner/name@revision"}')
+    assert (p.model, p.inputs()) == ("owner/name@revision", [folder])
+    (folder / "prepared.json").write_text('{"model": "data/models/tiny"}')
+    assert (p.model, p.inputs()) == ("data/models/tiny", [folder, workshop.root / "data" / "models" / "tiny"])
+
+
+def test_evaluation_and_summary_read_each_run_with_each_seed(workshop: Workshop) -> None:
+    several = {"profile": "mine", "runs": ["A", "B"], "seeds": [13, 14]}
+    values = config.parameters_cell(Path(__file__).parents[1] / "notebooks" / "06_evaluate_models.ipynb") | several
+    reports = workshop.root / "reports" / "mine"
+    trained = [f"04_train_lora_{run}_seed{seed}" for run in "AB" for seed in (13, 14)]
+    assert config.validate(config.EvaluateModels, values).inputs()[-4:] == [reports / name / "trained" for name in trained]
+    read = config.validate(config.Summarise, several | {"seed": 1}).inputs()
+    for name in trained:
+        assert reports / name / "results.json" in read
+        assert reports / name / "tables" / "history.parquet" in read
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"), [([], "at least 1 item"), ([-1], "greater than or equal to 0"), (13, "valid list")]
+)
+def test_wrong_seeds_are_explained(seeds: object, expected: str) -> None:
+    with pytest.raises(ParameterError, match=expected):
+        config.validate(config.Summarise, {"profile": "mine", "seed": 13, "runs": ["A"], "seeds": seeds})
 
 
 # --- the parameters cell ----------------------------------------------------------------------------------------------
@@ -193,10 +326,18 @@ def test_profile_may_have_a_section_for_a_notebook_of_ones_own(profile: Path) ->
     assert config.read_parameters(profile, "own") == {"n": 2}
 
 
+def test_section_of_the_workflow_is_for_no_notebook(profile: Path) -> None:
+    before = config.read_parameters(profile, "04_train_lora")
+    profile.write_text(profile.read_text() + "workflow: {training_threads: 1}\n")
+    assert config.read_parameters(profile, "04_train_lora") == before
+
+
 def test_run_file_gives_all_its_names(workshop: Workshop) -> None:
     file = workshop.root / "A.yaml"
     file.write_text("run: A\nlearning_rate: 2e-4\nunheard_of: 1\n")
     assert config.read_parameters(file, "04_train_lora") == {"run": "A", "learning_rate": 2e-4, "unheard_of": 1}
+    file.write_text("learning_rate: {times: 20}\n")
+    assert config.read_parameters(file, "04_train_lora") == {"learning_rate": {"times": 20}}
     file.write_text("# nothing yet\n")
     assert config.read_parameters(file, "04_train_lora") == {}
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import FOREIGN, foreign_data
 from tiny import numbered
 
-from interviewmate_utils import data, models, similarity, splits
+from interviewmate_utils import config, data, models, similarity, splits
 from interviewmate_utils.config import ROOT
 from interviewmate_utils.rows import read_rows
 
@@ -33,7 +33,7 @@ def test_real_foreign_files_go_all_the_way(name: str, count: int, encoder, token
     roots, _ = splits.find_roots(rows)
     parts = splits.split_rows(rows, roots, 0.15, 0.15, "section", 13)
     splits.check_leakage(rows, roots, parts, pairs, 0.9)
-    data.save_dataset(data.build_dataset(rows, parts, tokenizer, 512), tmp_path / "out")
+    data.save_dataset(data.build_dataset(rows, parts, tokenizer, 512), tmp_path / "out", "data/models/embedded")
     loaded = data.load_parts(tmp_path / "out")
     assert sum(len(part) for part in loaded.values()) == len(kept)
     assert all("question" in part.column_names and "section" in part.column_names for part in loaded.values())
@@ -142,7 +142,7 @@ def small(tokenizer):
 
 def test_dataset_round_trip_is_memory_mapped(small, tokenizer, tmp_path: Path) -> None:
     rows, parts, dataset = small
-    data.save_dataset(dataset, tmp_path / "deep" / "corpus")
+    data.save_dataset(dataset, tmp_path / "deep" / "corpus", "any")
     loaded = data.load_parts(tmp_path / "deep" / "corpus")
     assert list(loaded) == PARTS
     for name, part in loaded.items():
@@ -151,6 +151,16 @@ def test_dataset_round_trip_is_memory_mapped(small, tokenizer, tmp_path: Path) -
         assert files
         assert all(f.is_relative_to(tmp_path / "deep" / "corpus") for f in files)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["corpus"]
+
+
+@pytest.mark.parametrize("model", ["data/models/embedded", "owner/name@0123abcd", 'models/größer "eins"'])
+def test_dataset_says_whose_tokens_it_holds(small, tmp_path: Path, model: str) -> None:
+    assert config.prepared_for(tmp_path / "corpus") == ""
+    data.save_dataset(small[2], tmp_path / "corpus", model)
+    assert config.prepared_for(tmp_path / "corpus") == model
+    before = config.digest(tmp_path / "corpus")
+    data.save_dataset(small[2], tmp_path / "corpus", model + "x")
+    assert config.digest(tmp_path / "corpus") != before, "a corpus for another model is another input"
 
 
 def test_rows_with_different_and_mixed_columns_are_kept(tokenizer) -> None:
@@ -173,24 +183,27 @@ def test_rows_with_different_and_mixed_columns_are_kept(tokenizer) -> None:
 
 def test_a_half_written_draft_changes_nothing_and_is_cleared(small, tmp_path: Path) -> None:
     _, parts, dataset = small
-    data.save_dataset(dataset, tmp_path / "corpus")
+    data.save_dataset(dataset, tmp_path / "corpus", "first")
     draft = tmp_path / ".corpus.new" / "train"
     draft.mkdir(parents=True)
     (draft / "data-00000-of-00001.arrow").write_bytes(b"half")
     assert len(data.load_parts(tmp_path / "corpus")["train"]) == 6
-    data.save_dataset(dataset.filter(lambda row: row["line"] > 12), tmp_path / "corpus")
+    assert config.prepared_for(tmp_path / "corpus") == "first"
+    data.save_dataset(dataset.filter(lambda row: row["line"] > 12), tmp_path / "corpus", "second")
+    assert config.prepared_for(tmp_path / "corpus") == "second"
     assert len(data.load_parts(tmp_path / "corpus")["train"]) == len(parts["train"]) - 2
     assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_killed_between_the_two_renames_the_old_dataset_comes_back_first(small, tmp_path: Path) -> None:
-    data.save_dataset(small[2], tmp_path / "corpus")
+    data.save_dataset(small[2], tmp_path / "corpus", "first")
     (tmp_path / "corpus").rename(tmp_path / ".corpus.old")
 
     (tmp_path / ".corpus.new").write_text("a file where the draft's folder should go: the save fails")
     with pytest.raises(OSError, match=r"\.corpus\.new"):
-        data.save_dataset(small[2], tmp_path / "corpus")
+        data.save_dataset(small[2], tmp_path / "corpus", "second")
     assert len(data.load_parts(tmp_path / "corpus")["train"]) == 6
+    assert config.prepared_for(tmp_path / "corpus") == "first"
 
 
 SAVER = """
@@ -202,13 +215,13 @@ datasets.disable_progress_bars()
 print("started", flush=True)
 while True:
     rows = {"line": list(range(300_000)), "text": ["x" * 50] * 300_000}
-    data.save_dataset(datasets.DatasetDict(train=datasets.Dataset.from_dict(rows)), Path(sys.argv[1]))
+    data.save_dataset(datasets.DatasetDict(train=datasets.Dataset.from_dict(rows)), Path(sys.argv[1]), "second")
 """
 
 
 def test_kill_during_a_save_leaves_a_whole_dataset(small, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
-    data.save_dataset(small[2], folder)
+    data.save_dataset(small[2], folder, "first")
     process = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE)
     try:
         process.stdout.readline()
@@ -223,7 +236,9 @@ def test_kill_during_a_save_leaves_a_whole_dataset(small, tmp_path: Path) -> Non
         process.stdout.close()
     assert (tmp_path / ".corpus.new").exists()
     assert len(data.load_parts(folder)["train"]) == 6
-    data.save_dataset(small[2], folder)
+    assert config.prepared_for(folder) == "first"
+    data.save_dataset(small[2], folder, "third")
+    assert config.prepared_for(folder) == "third"
     assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
 
 

@@ -1,78 +1,90 @@
-"""LoRA training: what is trained, that batching does not change it, and that a kill at any moment does not either."""
+"""What is trained: counts, every variant kept and loaded again, and refusals where weights and base do not belong together."""
 
+import importlib.util
 import json
-import math
-import multiprocessing
 import resource
 import shutil
-import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import corpus_rows, save_tiny
-from transformers import AutoTokenizer, TrainerCallback
+from safetensors.torch import load_file, save_file
+from tiny import save_tiny
 
-from interviewmate_utils import answering, config, data, lora, models
+from interviewmate_utils import config, lora, models, training
 
 ALL_LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 DEFAULTS = {
     "profile": "tiny",
     "seed": 3,
     "run": "T",
+    "corpus": "original",
     "device": "cpu",
+    "variants": [],
     "rank": 4,
-    "alpha": 32,
+    "alpha": 8,
     "dropout": 0.1,
-    "target_modules": ["query_key_value"],
+    "target_modules": ["query_key_value", "dense"],
     "learning_rate": 5e-3,
+    "weight_decay": 0.0,
     "epochs": 5.0,
     "batch_size": 4,
-    "micro_batch": 2,
     "warmup_steps": 5,
-    "eval_steps": 7,
 }
-WEIGHTS = "adapter/adapter_model.safetensors"
+ENDS = (32 + 96) + (32 + 32)  # inputs and outputs of the two targets in one of the tiny model's two layers
+VARIANTS = [[], ["rslora"], ["dora"], ["pissa"], ["olora"], ["adalora"], ["full"]]
+COMBINED = [["dora", "rslora"], ["pissa", "rslora"], ["olora", "rslora"], ["adalora", "rslora"]]
+IDS = torch.tensor([[17, 4, 256, 99, 31, 8, 402, 3]])
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and a prepared corpus."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save_tiny(folder / "model")
-    parts = {"train": range(64), "validation": range(64, 70), "test": range(70, 72)}
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    data.save_dataset(data.build_dataset(corpus_rows(72), parts, tokenizer, 96), folder / "corpus")
-    return folder
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def prepare(tiny: Path, folder: Path, examples: int = 22, **changes: object):
-    """A trainer as the notebook makes it. 22 examples are 6 steps an epoch, the last of them with half a batch."""
-    p = config.TrainLora(**DEFAULTS | {"model": str(tiny / "model")} | changes)
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    return tmp_path
+
+
+def run_on(model: Path | str, **changes: object) -> config.TrainLora:
+    """The parameters of a run whose corpus was prepared for `model`, in the repository of `root`."""
+    p = config.TrainLora(**DEFAULTS | changes)
+    p.processed.mkdir(parents=True, exist_ok=True)
+    (p.processed / config.PREPARED).write_text(json.dumps({"model": str(model)}))
+    return p
+
+
+def trained(p: config.TrainLora, start: Path | None = None) -> torch.nn.Module:
+    """The model of run `p` as if it had learnt something: each of its trainable weights has moved a little."""
     torch.manual_seed(p.seed)
-    dataset = data.load_parts(tiny / "corpus")
-    dataset["train"] = dataset["train"].select(range(examples))
-    model = lora.add_lora(models.load_model(p.model, p.device), p.rank, p.alpha, p.dropout, p.target_modules)
-    return lora.make_trainer(model, dataset, p, 0, folder / "checkpoints"), p
+    model = lora.adapt(models.load_model(p.model, "cpu"), p, total_steps=100).eval()
+    if start:
+        model.save_pretrained(str(start))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (q for q in model.parameters() if q.requires_grad):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
-def run_training(tiny: Path, folder: Path, **changes: object) -> bool:
-    """Train in `folder` and keep adapter and history there; True if it went on from a checkpoint."""
-    trainer, p = prepare(tiny, folder, **changes)
-    resumed = lora.train(trainer, p.model_dump())
-    lora.history(trainer).to_json(folder / "history.json", double_precision=15)
-    lora.save_adapter(trainer.model, folder / "adapter")
-    (folder / "resumed.json").write_text(json.dumps(resumed))
-    return resumed
+def keep(p: config.TrainLora) -> torch.nn.Module:
+    """The trained model of run `p`, after it was saved."""
+    start = p.output / "start" if {"pissa", "olora"} & set(p.variants) else None
+    model = trained(p, start)
+    lora.save_trained(model, p, p.trained, start)
+    return model
 
 
-def log_of(folder: Path) -> pd.DataFrame:
-    return pd.read_json(folder / "history.json", precise_float=True)
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(input_ids=IDS).logits
 
 
-# --- what is trained
+# --- counts
 
 
 @pytest.mark.parametrize(
@@ -86,275 +98,248 @@ def log_of(folder: Path) -> pd.DataFrame:
     ],
 )
 def test_full_size_counts_are_those_of_falcon_rw_1b(rank: int, targets: list[str], trainable: int, share: str) -> None:
-    counted, total = lora.full_size_counts(rank, targets)
+    p = config.TrainLora(**DEFAULTS | {"rank": rank, "target_modules": targets})
+    counted, total = lora.count_run(p, models.FALCON_RW_1B)
     assert (counted, total - counted) == (trainable, 1_311_625_216)
     assert f"{100 * counted / total:.4f}" == share
 
 
-def test_tiny_counts_by_hand(tiny: Path) -> None:
-    model = models.load_model(str(tiny / "model"), "cpu")
-    _, before = lora.count_parameters(model)
-    trainable, total = lora.count_parameters(lora.add_lora(model, 4, 8, 0.0, ["query_key_value", "dense"]))
-    assert trainable == 2 * 4 * ((32 + 96) + (32 + 32))  # layers x rank x (inputs + outputs)
-    assert total == before + trainable
+@pytest.mark.parametrize("name", ["A", "B", "C", "enhanced"])
+def test_published_runs_have_the_counts_that_their_files_name(name: str) -> None:
+    file = config.NOTEBOOKS / "params" / "runs" / f"{name}.yaml"
+    p = config.TrainLora(**DEFAULTS | config.read_parameters(file, "04_train_lora"))
+    counted, total = lora.count_run(p, models.FALCON_RW_1B)
+    first = file.read_text().splitlines()[0]
+    assert f"{counted:,} trainable parameters" in first
+    assert f"{100 * counted / total:.4f} %" in first
 
 
-def test_unknown_target_is_named_with_those_there_are(tiny: Path) -> None:
+def test_all_of_falcon_rw_1b_is_what_full_trains() -> None:
+    p = config.TrainLora(**DEFAULTS | {"variants": ["full"]})
+    assert lora.count_run(p, models.FALCON_RW_1B) == (1_311_625_216, 1_311_625_216)
+
+
+def test_counts_of_falcon_rw_1b_need_no_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lora.count_run(config.TrainLora(**DEFAULTS | {"variants": ["dora"]}), models.FALCON_RW_1B)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB; the weights are 5 GB
+
+
+@pytest.mark.parametrize(
+    ("variants", "trainable", "frozen"),
+    [
+        ([], 2 * 4 * ENDS, 0),  # layers x rank x (inputs + outputs)
+        (["rslora"], 2 * 4 * ENDS, 0),
+        (["pissa"], 2 * 4 * ENDS, 0),
+        (["olora"], 2 * 4 * ENDS, 0),
+        (["4bit"], 2 * 4 * ENDS, 0),
+        (["checkpointing"], 2 * 4 * ENDS, 0),
+        (["dora"], 2 * (4 * ENDS + 96 + 32), 0),  # a magnitude per output
+        (["dora", "rslora", "4bit"], 2 * (4 * ENDS + 96 + 32), 0),
+        (["adalora"], 2 * 6 * (ENDS + 2), 2 * 2),  # rank 6; a vector of that size, and a frozen number of ranks, per target
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else None,
+)
+def test_tiny_counts_by_hand(root: Path, base: Path, variants: list[str], trainable: int, frozen: int) -> None:
+    before = sum(q.numel() for q in models.load_model(str(base), "cpu").parameters())
+    assert lora.count_run(run_on(base, variants=variants)) == (trainable, before + trainable + frozen)
+
+
+def test_full_trains_all_there_is(root: Path, base: Path) -> None:
+    everything = sum(q.numel() for q in models.load_model(str(base), "cpu").parameters())
+    assert lora.count_run(run_on(base, variants=["full"])) == (everything, everything)
+
+
+@pytest.mark.parametrize(("rank", "first"), [(1, 2), (2, 3), (3, 5), (8, 12)])
+def test_adalora_starts_at_one_and_a_half_times_the_rank_rounded_up(root: Path, base: Path, rank: int, first: int) -> None:
+    assert lora.count_run(run_on(base, variants=["adalora"], rank=rank))[0] == 2 * first * (ENDS + 2)
+
+
+@pytest.mark.parametrize("variants", VARIANTS, ids=lambda v: "+".join(v) or "lora")
+def test_counting_without_weights_agrees_with_the_model_that_trains(root: Path, base: Path, variants: list[str]) -> None:
+    p = run_on(base, variants=variants)
+    adapted = lora.adapt(models.load_model(p.model, "cpu"), p, total_steps=100)
+    assert lora.count_parameters(adapted) == lora.count_run(p)
+
+
+# --- wrapping
+
+
+def test_unknown_target_is_named_with_those_there_are(base: Path) -> None:
     with pytest.raises(ValueError, match=r"q_proj, v_proj not in this model") as caught:
-        lora.add_lora(models.load_model(str(tiny / "model"), "cpu"), 4, 8, 0.0, ["q_proj", "dense", "v_proj"])
+        lora.add_lora(models.load_model(str(base), "cpu"), 4, 8, 0.0, ["q_proj", "dense", "v_proj"])
     assert str(caught.value).endswith("dense, dense_4h_to_h, dense_h_to_4h, query_key_value")
 
 
-def test_wrapping_twice_is_refused(tiny: Path) -> None:
-    base = models.load_model(str(tiny / "model"), "cpu")
-    adapted = lora.add_lora(base, 4, 8, 0.0, ["query_key_value"])
-    for again in (adapted, base):  # peft changes the base in place
+@pytest.mark.parametrize("variants", [[], ["dora"], ["adalora"]], ids=lambda v: "+".join(v) or "lora")
+def test_wrapping_twice_is_refused(base: Path, variants: list[str]) -> None:
+    model = models.load_model(str(base), "cpu")
+    adapted = lora.add_lora(model, 4, 8, 0.0, ["query_key_value"], variants, 100)
+    for again in (adapted, model):  # peft changes the base in place
         with pytest.raises(ValueError, match="already carries an adapter"):
             lora.add_lora(again, 4, 8, 0.0, ["query_key_value"])
 
 
-def test_schedule_by_hand() -> None:
-    assert lora.schedule(211, 5, 4, 25) == {"steps_per_epoch": 53, "total_steps": 265, "patience": 6}
-    assert lora.schedule(8, 0.5, 4, 25) == {"steps_per_epoch": 2, "total_steps": 1, "patience": 1}
+@pytest.mark.parametrize("variants", [*VARIANTS, *COMBINED], ids=lambda v: "+".join(v) or "lora")
+def test_every_variant_starts_as_the_base(root: Path, base: Path, variants: list[str]) -> None:
+    p = run_on(base, variants=variants)
+    adapted = lora.adapt(models.load_model(p.model, "cpu"), p, total_steps=100)
+    torch.testing.assert_close(logits(adapted), logits(models.load_model(p.model, "cpu")), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_steps_are_those_of_the_schedule(tiny: Path, tmp_path: Path, micro_batch: int) -> None:
-    run_training(tiny, tmp_path, micro_batch=micro_batch, epochs=1.5)
-    assert log_of(tmp_path).step.max() == lora.schedule(22, 1.5, 4, 7)["total_steps"] == 9
-
-
-# --- the loss, the order and the steps
-
-
-@pytest.mark.parametrize("micro_batch", [1, 4])
-def test_training_loss_is_the_cross_entropy_of_the_answer_tokens(tiny: Path, tmp_path: Path, micro_batch: int) -> None:
-    trainer, _ = prepare(tiny, tmp_path, 4, dropout=0.0, epochs=1.0, eval_steps=1, warmup_steps=1, micro_batch=micro_batch)
-    tokenizer = models.load_tokenizer(str(tiny / "model"))
-    total, count = 0.0, 0
-    for row in data.load_parts(tiny / "corpus")["train"].select(range(4)):
-        prompt = len(tokenizer(data.PROMPT.format(question=row["question"]))["input_ids"])
-        with torch.inference_mode():
-            chances = trainer.model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
-        answer = list(enumerate(row["input_ids"]))[prompt:]
-        total -= sum(chances[position - 1, token].item() for position, token in answer)
-        count += len(answer)
-    trainer.train()
-    assert lora.history(trainer).train_loss[0] == pytest.approx(total / count, rel=1e-5)
-
-
-def test_micro_batches_do_not_change_the_run(tiny: Path, tmp_path: Path) -> None:
-    for micro_batch in (1, 2, 4):
-        run_training(tiny, tmp_path / str(micro_batch), micro_batch=micro_batch, dropout=0.0)
-    whole, weights = log_of(tmp_path / "4").drop(columns="epoch"), load_file(tmp_path / "4" / WEIGHTS)
-    moved = max(tensor.abs().max().item() for name, tensor in weights.items() if "lora_B" in name)  # they start at zero
-    for micro_batch in ("1", "2"):
-        log = log_of(tmp_path / micro_batch).drop(columns="epoch")  # its fractions count micro-batches
-        pd.testing.assert_frame_equal(log, whole, rtol=1e-3)
-        for name, tensor in load_file(tmp_path / micro_batch / WEIGHTS).items():
-            assert (tensor - weights[name]).abs().max() < 0.01 * moved, name
-
-
-def test_batches_are_alike_in_length_and_each_epoch_has_its_own_order(tiny: Path, tmp_path: Path) -> None:
-    trainer, _ = prepare(tiny, tmp_path, 64)
-    lengths, loader = trainer.train_dataset["length"], trainer.get_train_dataloader()
-    orders = []
-    for epoch in (0, 1, 0):
-        loader.set_epoch(epoch)
-        torch.manual_seed(epoch + len(orders))  # nothing but seed and epoch may matter
-        orders.append(list(loader.batch_sampler.sampler))
-    assert orders[0] == orders[2] != orders[1]
-    assert all(sorted(order) == list(range(64)) for order in orders)
-
-    def padding(order: list[int]) -> int:
-        batches = [[lengths[i] for i in order[k : k + 4]] for k in range(0, 64, 4)]
-        return sum(len(batch) * max(batch) - sum(batch) for batch in batches)
-
-    assert max(map(padding, orders)) < padding(list(range(64))) / 2
-
-
-def test_learning_rate_warms_up_and_falls_as_a_cosine(tiny: Path, tmp_path: Path) -> None:
-    run_training(tiny, tmp_path)
-    log, warm, total = log_of(tmp_path), 5, 30
-    assert log.step.tolist() == list(range(1, total + 1))
-    for done, rate in enumerate(log.learning_rate):
-        turned = math.pi * (done - warm) / (total - warm)
-        assert rate == pytest.approx(5e-3 * (done / warm if done < warm else 0.5 * (1 + math.cos(turned))), abs=1e-9)
-
-
-def test_gradients_are_clipped_to_norm_one(tiny: Path, tmp_path: Path) -> None:
-    norms = []
-
-    class Measure(TrainerCallback):
-        def on_pre_optimizer_step(self, _args, _state, _control, model, **_):
-            norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item())
-
-    trainer, _ = prepare(tiny, tmp_path, alpha=256, epochs=1.0)
-    trainer.add_callback(Measure())
-    trainer.train()
-    logged = lora.history(trainer).gradient_norm.tolist()
-    assert max(logged) > 1.5  # there was something to clip
-    assert norms == pytest.approx([min(1.0, norm) for norm in logged], rel=1e-4)
-
-
-# --- the best adapter, and when to stop
-
-
-@pytest.fixture(scope="module")
-def worsening(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose learning rate is absurd, so that its validation loss soon gets worse."""
-    folder = tmp_path_factory.mktemp("worsening")
-    run_training(tiny, folder, learning_rate=0.5, alpha=64, epochs=12.0, eval_steps=6)
-    return folder
-
-
-def test_training_stops_three_epochs_after_the_best(worsening: Path) -> None:
-    validation = log_of(worsening).set_index("step").validation_loss.dropna()
-    assert validation.index.tolist() == list(range(6, validation.index[-1] + 1, 6))
-    assert validation.index[-1] == validation.idxmin() + 3 * 6 < 72
-    assert validation.iloc[-1] > validation.min()
-
-
-def test_kept_adapter_is_the_best_one(worsening: Path, tiny: Path) -> None:
-    model = models.load_adapted(str(tiny / "model"), worsening / "adapter", "cpu")
-    losses = answering.answer_loss(model, list(data.load_parts(tiny / "corpus")["validation"]), 0)
-    assert sum(s for s, _ in losses) / sum(n for _, n in losses) == pytest.approx(
-        log_of(worsening).validation_loss.min(), rel=1e-5
-    )
-
-
-# --- kill -9
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    ["datasets", "peft", "transformers.trainer", "interviewmate_utils.lora", "interviewmate_utils.models"]
-)
-
-
-def start(tiny: Path, folder: Path, changes: dict) -> multiprocessing.Process:
-    """`run_training` in a process of its own, with one thread, as the kill may hit it anywhere."""
-    process = _processes.Process(target=run_training, args=(tiny, folder), kwargs=changes)
-    process.start()
-    return process
-
-
-def finish(tiny: Path, folder: Path, changes: dict) -> None:
-    process = start(tiny, folder, changes)
-    process.join(120)
-    assert process.exitcode == 0
-
-
-def kill_at(tiny: Path, folder: Path, changes: dict, sign: str) -> None:
-    """SIGKILL the run as soon as `sign`, a file or folder among its checkpoints, is there."""
-    process = start(tiny, folder, changes)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / sign).exists() and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -9, "the run ended before the kill"
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    pd.testing.assert_frame_equal(log_of(one), log_of(other), check_exact=True)
-    assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    finish(tiny, folder, {})
-    return folder
-
-
-def test_kills_and_reruns_equal_the_uninterrupted_run(tiny: Path, tmp_path: Path, uninterrupted: Path) -> None:
-    """Killed in the second epoch while the checkpoint is written, again in the fourth with the newest checkpoint half
-    written, and once more after the end of training but before the adapter was kept."""
-    checkpoints = tmp_path / "checkpoints"
-    kill_at(tiny, tmp_path, {}, "checkpoint-7")
-    kill_at(tiny, tmp_path, {}, "checkpoint-21/trainer_state.json")
-    (checkpoints / "checkpoint-21" / "trainer_state.json").unlink()
-    assert (checkpoints / "checkpoint-14" / "trainer_state.json").exists()
-    kill_at(tiny, tmp_path, {}, "checkpoint-28/trainer_state.json")
-    state = checkpoints / "checkpoint-28" / "trainer_state.json"
-    state.write_text(state.read_text()[:100])
-    finish(tiny, tmp_path, {})
-    assert json.loads((tmp_path / "resumed.json").read_text())
-    assert_same_run(tmp_path, uninterrupted)
-    shutil.rmtree(tmp_path / "adapter")
-    finish(tiny, tmp_path, {})
-    assert_same_run(tmp_path, uninterrupted)
-
-
-def test_kill_between_epochs_equals_the_uninterrupted_run(tiny: Path, tmp_path: Path) -> None:
-    changes = {"eval_steps": 6, "epochs": 3.0}
-    finish(tiny, tmp_path / "whole", changes)
-    kill_at(tiny, tmp_path / "killed", changes, "checkpoint-12/trainer_state.json")
-    finish(tiny, tmp_path / "killed", changes)
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-
-
-def test_rerun_of_a_run_that_stopped_early_does_not_train_on(tiny: Path, worsening: Path, tmp_path: Path) -> None:
-    shutil.copytree(worsening, tmp_path / "rerun")
-    shutil.rmtree(tmp_path / "rerun" / "adapter")
-    assert run_training(tiny, tmp_path / "rerun", learning_rate=0.5, alpha=64, epochs=12.0, eval_steps=6)
-    assert_same_run(tmp_path / "rerun", worsening)
-
-
-def test_other_parameters_start_afresh(tiny: Path, tmp_path: Path, uninterrupted: Path) -> None:
-    kill_at(tiny, tmp_path, {"rank": 2}, "checkpoint-7/trainer_state.json")
-    finish(tiny, tmp_path, {})
-    assert not json.loads((tmp_path / "resumed.json").read_text())
-    assert_same_run(tmp_path, uninterrupted)
-
-
-# --- what a reader gets
-
-
-def test_history_has_all_columns_even_where_nothing_was_validated_yet(tiny: Path, tmp_path: Path, uninterrupted: Path) -> None:
-    columns = ["step", "epoch", "train_loss", "validation_loss", "learning_rate", "gradient_norm"]
-    log = log_of(uninterrupted)
-    assert log.columns.tolist() == columns
-    assert log.validation_loss.dropna().index.tolist() == [6, 13, 20, 27, 29]  # steps 7, 14, 21, 28 and the last
-    assert log.epoch.iloc[-1] == 5
-    trainer, _ = prepare(tiny, tmp_path)
-    assert lora.history(trainer).columns.tolist() == columns
-
-
-def test_epoch_table_by_hand() -> None:
-    nothing = float("nan")
-    log = pd.DataFrame(
-        {
-            "epoch": [0.5, 1.0, 1.5, 2.0, 2.5],
-            "train_loss": [4.0, 2.0, 1.5, 0.5, 0.25],
-            "validation_loss": [nothing, 3.0, 2.5, nothing, nothing],
-            "learning_rate": [0.1, 0.2, 0.15, 0.05, 0.0],
-        }
-    )
-    table = lora.epoch_table(log)
-    assert table.index.tolist() == [1, 2, 3]
-    assert table.train_loss.tolist() == [3.0, 1.0, 0.25]
-    assert table.validation_loss.tolist()[:2] == [3.0, 2.5]
-    assert math.isnan(table.validation_loss[3])
-    assert table.learning_rate.tolist() == [0.2, 0.05, 0.0]
-
-
-def test_failed_save_leaves_the_last_adapter(tiny: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk."""
-    trainer, _ = prepare(tiny, tmp_path)
-    lora.save_adapter(trainer.model, tmp_path / "adapter")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "adapter").iterdir()}
+@pytest.mark.parametrize(("variants", "divisor"), [([], 4), (["rslora"], 2)], ids=["lora", "rslora"])
+def test_scale_is_alpha_over_rank_and_of_rslora_over_its_root(base: Path, variants: list[str], divisor: float) -> None:
+    model = lora.add_lora(models.load_model(str(base), "cpu"), 4, 8, 0.0, ["dense"], variants).eval()
+    (layer, *_) = [module for name, module in model.named_modules() if name.endswith("self_attention.dense")]
+    x, b = torch.randn(5, 32), torch.randn(32, 4)
     with torch.no_grad():
-        for parameter in trainer.model.parameters():
+        layer.lora_B["default"].weight.copy_(b)
+        added = layer(x) - layer.base_layer(x)
+        by_hand = 8 / divisor * x @ layer.lora_A["default"].weight.T @ b.T
+    torch.testing.assert_close(added, by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_adalora_shrinks_to_the_rank_between_a_tenth_and_half_of_the_steps(base: Path) -> None:
+    model = lora.add_lora(models.load_model(str(base), "cpu"), 4, 8, 0.0, ["query_key_value", "dense"], ["adalora"], 100)
+    ranks = {}
+    for step in range(1, 101):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        model.base_model.update_and_allocate(step)
+        model.zero_grad()
+        kept = [q for name, q in model.named_parameters() if "lora_E" in name]
+        ranks[step] = sum(int(q.count_nonzero()) for q in kept) if step > 10 else None
+        with torch.no_grad():
+            for q in kept:
+                q[q != 0] += 0.01
+                q[q == 0] += 0.0 if step > 10 else 0.01
+    assert model.peft_config["default"].tinit == 10
+    assert model.peft_config["default"].tfinal == 50
+    assert ranks[50] == ranks[100] == 4 * 4  # rank 4 on average over the four adapted layers
+
+
+# --- kept and loaded again
+
+
+@pytest.mark.parametrize("variants", [*VARIANTS, *COMBINED], ids=lambda v: "+".join(v) or "lora")
+def test_what_is_kept_is_what_was_trained(root: Path, base: Path, variants: list[str]) -> None:
+    p = run_on(base, variants=variants)
+    wanted, untouched = logits(keep(p)), logits(models.load_model(p.model, "cpu"))
+    again = lora.load_trained(p.model, p.trained, "cpu")
+    assert not any("lora" in name for name, _ in again.named_parameters())
+    torch.testing.assert_close(logits(again), wanted, rtol=1e-3, atol=1e-3)
+    assert (wanted - untouched).abs().max() > 0.1  # the training did something
+    torch.testing.assert_close(logits(models.load_model(p.model, "cpu")), untouched, rtol=0, atol=0)
+
+
+def test_ranks_that_adalora_gave_up_are_kept_given_up(root: Path, base: Path) -> None:
+    p = run_on(base, variants=["adalora"])
+    model = trained(p).train()
+    for step in range(1, 101):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        model.base_model.update_and_allocate(step)
+        model.zero_grad()
+    lora.save_trained(model, p, p.trained)
+    stored = load_file(p.trained / "adapter_model.safetensors")
+    assert sum(len(tensor) for name, tensor in stored.items() if "lora_E" in name) == 4 * 4
+    again = lora.load_trained(p.model, p.trained, "cpu")
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("variants", [["pissa"], ["olora"]], ids="+".join)
+def test_changed_base_is_converted_back_to_an_adapter_of_twice_the_rank(root: Path, base: Path, variants: list[str]) -> None:
+    p = run_on(base, variants=variants)
+    keep(p)
+    stored = load_file(p.trained / "adapter_model.safetensors")
+    assert {tensor.shape[0] for name, tensor in stored.items() if "lora_A" in name} == {2 * p.rank}
+    assert json.loads((p.trained / "adapter_config.json").read_text())["init_lora_weights"] is True
+
+
+def test_kept_weights_name_their_base(root: Path, base: Path) -> None:
+    p = run_on(base)
+    keep(p)
+    assert json.loads((p.trained / lora.BASE).read_text()) == {"model": str(base), "weights": models.weights_digest(str(base))}
+    assert json.loads((p.trained / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+
+# --- refusals
+
+
+def test_missing_run_names_the_notebook(root: Path, base: Path) -> None:
+    with pytest.raises(models.ModelError, match=r"nowhere: no trained run; run notebooks/04_train_lora\.ipynb"):
+        lora.load_trained(str(base), root / "nowhere", "cpu")
+    assert (config.NOTEBOOKS / "04_train_lora.ipynb").exists()
+
+
+@pytest.mark.parametrize("variants", [[], ["full"]], ids=["lora", "full"])
+def test_another_base_is_refused_and_both_are_named(root: Path, base: Path, variants: list[str]) -> None:
+    p = run_on(base, variants=variants)
+    keep(p)
+    shutil.copytree(base, root / "copy")  # even with the same weights: the name is what a report says
+    with pytest.raises(models.ModelError) as error:
+        lora.load_trained(str(root / "copy"), p.trained, "cpu")
+    assert f"{p.trained} was trained on {base}, not on {root / 'copy'}" in str(error.value)
+
+
+@pytest.mark.parametrize("variants", [[], ["full"]], ids=["lora", "full"])
+def test_other_weights_of_the_same_name_are_refused(root: Path, base: Path, variants: list[str]) -> None:
+    own = root / "own"
+    shutil.copytree(base, own)
+    p = run_on(own, variants=variants)
+    keep(p)
+    before = models.weights_digest(str(own))
+    (own / "README.md").write_text("not a weight")
+    lora.load_trained(str(own), p.trained, "cpu")
+    weights = load_file(own / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(models.ModelError) as error:
+        lora.load_trained(str(own), p.trained, "cpu")
+    assert f"was trained on other weights of {own}" in str(error.value)
+    assert before in str(error.value)
+    assert models.weights_digest(str(own)) in str(error.value)
+
+
+def test_four_bits_say_what_this_machine_lacks_before_any_weights_are_loaded(root: Path) -> None:
+    lacking = [] if torch.cuda.is_available() else ["a CUDA device (this machine trains on "]
+    lacking += [] if importlib.util.find_spec("bitsandbytes") else ["the package bitsandbytes (pip install bitsandbytes)"]
+    if not lacking:
+        pytest.skip("this machine lacks nothing for it")
+    (root / "hollow").mkdir()  # a model folder without weights: loading it would be another error
+    p = run_on(root / "hollow", variants=["4bit"], device="auto")
+    with pytest.raises(models.ModelError, match=r"variants: 4bit \(QLoRA\) needs ") as error:
+        training.train(p)
+    assert [words for words in lacking if words not in str(error.value)] == []
+
+
+def test_machine_without_anything_for_four_bits_is_told_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(models.ModelError, match=r"needs a CUDA device \(this machine trains on cpu\) and the package bitsand"):
+        lora.require(["dora", "4bit"], "cpu")
+    lora.require(["dora", "full"], "cpu")
+    monkeypatch.setattr(models, "pick_device", lambda _: "cuda")
+    with pytest.raises(models.ModelError, match=r"needs the package bitsandbytes \(pip install bitsandbytes\); without it"):
+        lora.require(["4bit"], "cuda")
+
+
+@pytest.mark.parametrize("variants", [[], ["full"], ["pissa"]], ids=lambda v: "+".join(v) or "lora")
+def test_failed_save_leaves_the_last_whole_one(root: Path, base: Path, variants: list[str]) -> None:
+    """A limit on the size of files stands for a full disk."""
+    p = run_on(base, variants=variants)
+    model = keep(p)
+    start = p.output / "start" if "pissa" in variants else None
+    before = {file.name: file.read_bytes() for file in p.trained.iterdir()}
+    with torch.no_grad():
+        for parameter in (q for q in model.parameters() if q.requires_grad):
             parameter.add_(1.0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(Exception, match=r"File too large|os error 27"):
-            lora.save_adapter(trainer.model, tmp_path / "adapter")
+            lora.save_trained(model, p, p.trained, start)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "adapter").iterdir()} == before
-    lora.save_adapter(trainer.model, tmp_path / "adapter")
-    assert (tmp_path / WEIGHTS).read_bytes() != before["adapter_model.safetensors"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "checkpoints"], "drafts are left behind"
+    assert {file.name: file.read_bytes() for file in p.trained.iterdir()} == before
+    lora.save_trained(model, p, p.trained, start)
+    (weights,) = (name for name in before if name.endswith(".safetensors"))
+    assert (p.trained / weights).read_bytes() != before[weights]
+    assert sorted(file.name for file in p.output.iterdir()) == ["start", "trained"][start is None :], "drafts are left behind"

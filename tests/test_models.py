@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import corpus_rows, parrot, save_tiny
 from transformers import FalconConfig, FalconForCausalLM
 
-from interviewmate_utils import answering, config, data, lora, models
+from interviewmate_utils import answering, config, data, models
 
 REVISION = "e4b9872bb803165eb22f0a867d4e6a64d34fce19"
 FALCON = f"tiiuae/falcon-rw-1b@{REVISION}"
@@ -108,11 +108,6 @@ def test_code_in_a_model_folder_never_runs(folder: Path, tmp_path: Path, monkeyp
     assert not (tmp_path / "sprung").exists()
 
 
-def test_missing_adapter_names_the_notebook(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(models.ModelError, match=r"no adapter; run notebooks/04_train_lora\.ipynb"):
-        models.load_adapted(str(folder), tmp_path, "cpu")
-
-
 # --- device and data type
 
 
@@ -127,6 +122,31 @@ def test_absent_device_is_an_error_that_names_those_present() -> None:
 
 def test_small_models_stay_in_float32_on_a_cpu(model) -> None:
     assert models.pick_dtype("cpu", 1023) == torch.float32 == model.dtype
+
+
+def test_data_type_and_the_like_can_be_chosen(folder: Path) -> None:
+    assert models.load_model(str(folder), "cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_digest_of_weights_follows_the_weights_alone(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    before = models.weights_digest(str(own))
+    assert before == models.weights_digest(str(folder))
+    (own / "config.json").write_text("{}")
+    assert models.weights_digest(str(own)) == before
+    (own / "model.safetensors").write_bytes(b"other")
+    assert models.weights_digest(str(own)) != before
+    assert models.weights_digest(FALCON) == ""
+    with pytest.raises(models.ModelError, match="no such folder"):
+        models.weights_digest("data/models/nosuch")
+
+
+def test_configuration_is_read_without_weights(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    assert models.load_config(str(tmp_path)).hidden_size == 32
+    with pytest.raises(models.ModelError, match="cannot be loaded"):
+        models.load_model(str(tmp_path), "cpu")
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads the processor's flags from /proc/cpuinfo")
@@ -171,8 +191,11 @@ def offline(home: Path, *command: object) -> subprocess.CompletedProcess:
 LOAD_FROM_HUB = """
 import json, sys
 from pathlib import Path
-from interviewmate_utils import answering, lora, models
-model, question, folder = sys.argv[1:]
+from interviewmate_utils import answering, config, lora, models
+model, question, config.ROOT = *sys.argv[1:3], Path(sys.argv[3])
+p = config.validate(config.TrainLora, config.parameters_cell(config.NOTEBOOKS / "04_train_lora.ipynb") | {"profile": "hub"})
+p.processed.mkdir(parents=True)
+(p.processed / config.PREPARED).write_text(json.dumps({"model": model}))
 texts = []
 for wrong in ("nobody/nothing", model.split("@")[0] + "@" + "0" * 40):
     try:
@@ -182,28 +205,27 @@ for wrong in ("nobody/nothing", model.split("@")[0] + "@" + "0" * 40):
 tokenizer = models.load_tokenizer(model)
 base = models.load_model(model, "cpu")
 answer = answering.generate_answers(base, tokenizer, [question], 16, 1, report=lambda _: None)
-adapted = lora.add_lora(base, 8, 16, 0.0, ["query_key_value"])
-lora.save_adapter(adapted, Path(folder))
-merged = models.load_adapted(model, Path(folder), "cpu")
+adapted = lora.adapt(base, p)
+lora.save_trained(adapted, p, p.trained)
+merged = lora.load_trained(model, p.trained, "cpu")
 again = answering.generate_answers(merged, tokenizer, [question], 16, 1, report=lambda _: None)
-print(json.dumps([texts, answer, again, lora.count_parameters(adapted)]))
+print(json.dumps([texts, answer, again, lora.count_parameters(adapted), lora.count_run(p), str(p.trained)]))
 """
 
 
 def test_falcon_rw_1b_loads_by_name_from_a_cache(folder: Path, model, tokenizer, tmp_path: Path) -> None:
     fill_cache(tmp_path / "home", folder, safetensors=True)
-    done = offline(tmp_path / "home", "-c", LOAD_FROM_HUB, FALCON, QUESTIONS[1], tmp_path / "adapter")
+    done = offline(tmp_path / "home", "-c", LOAD_FROM_HUB, FALCON, QUESTIONS[1], tmp_path / "root")
     assert done.returncode == 0, done.stderr
-    (unknown, other_revision), answer, again, (trainable, _) = json.loads(done.stdout.splitlines()[-1])
+    (unknown, other_revision), answer, again, (trainable, total), counted, kept = json.loads(done.stdout.splitlines()[-1])
     assert "nobody/nothing: cannot be loaded" in unknown
     assert "needs a network once, or a filled cache with HF_HUB_OFFLINE=1" in unknown
     assert "0" * 40 in other_revision
     assert answer == again == answers(model, tokenizer, [QUESTIONS[1]], 16)  # a fresh adapter changes nothing
     assert trainable == 2 * 8 * (32 + 96)
-    assert (
-        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == "tiiuae/falcon-rw-1b"
-    )
+    assert counted == [trainable, total]
+    assert json.loads((Path(kept) / "base.json").read_text()) == {"model": FALCON, "weights": ""}  # the revision is in the name
+    assert json.loads((Path(kept) / "adapter_config.json").read_text())["base_model_name_or_path"] == FALCON
 
 
 def test_checkpoint_without_safetensors_is_converted_once(folder: Path, model, tokenizer, tmp_path: Path) -> None:
@@ -356,22 +378,6 @@ def test_streamed_answer_is_the_generated_one(model, tokenizer, penalty: float) 
 def test_streaming_passes_an_error_on_and_does_not_hang(model, tokenizer) -> None:
     with pytest.raises(ValueError, match="max_new_tokens"):
         list(answering.stream_answer(model, tokenizer, "Why?", 0, 1.0))
-
-
-def test_merged_adapter_computes_what_the_unmerged_does(folder: Path, tmp_path: Path, rows: list[dict]) -> None:
-    adapted = lora.add_lora(models.load_model(str(folder), "cpu"), 4, 8, 0.1, ["query_key_value", "dense_h_to_4h"]).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
-    lora.save_adapter(adapted, tmp_path / "adapter")
-    merged = models.load_adapted(str(folder), tmp_path / "adapter", "cpu")
-    assert not any("lora" in name for name, _ in merged.named_parameters())
-    ids = torch.tensor([rows[0]["input_ids"]])
-    with torch.inference_mode():
-        unmerged, bare = adapted(input_ids=ids).logits, models.load_model(str(folder), "cpu")(input_ids=ids).logits
-        torch.testing.assert_close(merged(input_ids=ids).logits, unmerged, rtol=1e-4, atol=1e-4)
-    assert (unmerged - bare).abs().max() > 0.1  # the adapter does something
 
 
 # --- loss of the answers

@@ -9,6 +9,7 @@ import pytest
 
 from interviewmate_utils import config
 from interviewmate_utils.parameters import SECRET_NAME
+from interviewmate_utils.run import collect_parameters
 
 NOTEBOOKS = sorted(config.NOTEBOOKS.glob("*.ipynb"))
 KEEPS_OUTPUTS = {"12_audit_claims"}  # deterministic: its outputs are committed and compared
@@ -122,15 +123,39 @@ def test_no_machine_path_or_install_stands_in_a_notebook(notebook):
         assert forbidden not in text
 
 
-@pytest.mark.parametrize("path", sorted((config.NOTEBOOKS / "params" / "runs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_run_file_is_valid_and_named_after_its_run(path):
-    notebook = config.NOTEBOOKS / "04_train_lora.ipynb"
-    values = config.parameters_cell(notebook) | config.read_parameters(path, notebook.stem)
-    assert config.validate(config.TrainLora, values).run == path.stem
+PARAMS = config.NOTEBOOKS / "params"
+RUNS, PROFILES, CORPORA = (sorted((PARAMS / name).glob("*.yaml")) for name in ("runs", "profiles", "corpora"))
 
 
-@pytest.mark.parametrize("path", sorted((config.NOTEBOOKS / "params" / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
+def test_run_file_is_valid_with_every_profile_and_named_after_its_run(path, profile):
+    _, p = collect_parameters(config.NOTEBOOKS / "04_train_lora.ipynb", [path, profile], [])
+    assert (p.run, p.profile) == (path.stem, profile.stem)
+    assert p.corpus == config.ORIGINAL or p.corpus in [file.stem for file in CORPORA]
+    collect_parameters(config.NOTEBOOKS / "04_train_lora.ipynb", [path], [])
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
 def test_profile_is_valid_for_every_notebook(path):
     for notebook in NOTEBOOKS:
-        values = config.parameters_cell(notebook) | config.read_parameters(path, notebook.stem)
-        assert config.validate(config.BY_STEM[notebook.stem], values).profile == path.stem
+        assert collect_parameters(notebook, [path], [])[1].profile == path.stem
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_profile_evaluates_and_sums_up_the_same_runs_which_have_files(path):
+    chosen = [
+        collect_parameters(config.NOTEBOOKS / f"{stem}.ipynb", [path], [])[1] for stem in ("06_evaluate_models", "13_summarise")
+    ]
+    assert (chosen[0].runs, chosen[0].seeds) == (chosen[1].runs, chosen[1].seeds)
+    assert set(chosen[0].runs) <= {file.stem for file in RUNS}
+    assert len(set(chosen[0].seeds)) == len(chosen[0].seeds) >= 3
+
+
+def test_rates_are_those_published_and_twenty_times_as_high_on_the_embedded_model():
+    published = {"A": 2e-4, "B": 1e-4, "C": 5e-5, "enhanced": 5e-4}
+    for run, rate in published.items():
+        for profile, factor in (("falcon-rw-1b", 1), ("embedded", 20)):
+            files = [PARAMS / "runs" / f"{run}.yaml", PARAMS / "profiles" / f"{profile}.yaml"]
+            _, p = collect_parameters(config.NOTEBOOKS / "04_train_lora.ipynb", files, [])
+            assert p.learning_rate == pytest.approx(rate * factor, rel=1e-12)

@@ -1,5 +1,6 @@
 """Where a report comes from, and what has changed since."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -208,6 +209,43 @@ def test_parameters_digest_follows_the_values(workshop: Workshop) -> None:
 
 def test_auto_device_is_written_as_what_it_became(workshop: Workshop) -> None:
     assert collect(workshop, device="auto")["device"] in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("device", ["auto*2", "auto*2+fsdp", "auto+fsdp", "cuda*4+fsdp", "cpu", "automatic"])
+def test_devices_of_a_training_are_written_with_their_number(workshop: Workshop, device: str) -> None:
+    became = collect(workshop, device="auto")["device"]
+    wanted = device.replace("auto", became) if device != "automatic" else device
+    assert collect(workshop, device=device)["device"] == wanted
+
+
+TRAINING = config.parameters_cell(config.NOTEBOOKS / "04_train_lora.ipynb") | {"profile": "mine"}
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cpu*2", "cpu*4+fsdp", "auto*2"])
+def test_overview_says_what_a_device_became(workshop: Workshop, device: str) -> None:
+    parameters = config.TrainLora(**TRAINING | {"device": device, "batch_size": 4})
+    shown = provenance.overview(parameters).value
+    kind = collect(workshop, device="auto")["device"] if "auto" in device else "cpu"
+    assert shown["device"] == f'"{device}" -> {kind}'
+    assert shown["variants"] == "[]"
+
+
+def test_report_of_a_training_names_the_base_that_its_corpus_was_prepared_for(workshop: Workshop) -> None:
+    parameters = config.TrainLora(**TRAINING)
+    notebook = workshop.notebook("1", name="04_train_lora.ipynb")
+    for file, text in (("data/models/tiny/config.json", "{}"), ("data/processed/mine/original/prepared.json", "")):
+        (workshop.root / file).parent.mkdir(parents=True)
+        (workshop.root / file).write_text(text)
+    prepared = workshop.root / "data" / "processed" / "mine" / "original" / "prepared.json"
+    digest = config.digest(workshop.root / "data" / "models" / "tiny")
+    for model, name, revision in (
+        ("data/models/tiny", "data/models/tiny", digest),
+        ("owner/large@e4b9872", "owner/large", "e4b9872"),
+    ):
+        prepared.write_text(json.dumps({"model": model}))
+        record = provenance.collect(notebook, {}, parameters, parameters.inputs())
+        assert (record["model"], record["model_revision"]) == (name, revision)
+        assert f"`{name}` at {revision}" in provenance.box(record | {"duration_s": 1.0, "peak_memory_gb": 1.0})
 
 
 @pytest.mark.parametrize(("model", "said"), [(config.EMBEDDED_MODEL, True), ("owner/large", False)])

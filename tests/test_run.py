@@ -13,33 +13,34 @@ import psutil
 import pytest
 from conftest import Workshop, mlflow_runs, opened_workshop, write_notebook
 
-from interviewmate_utils import provenance, tracking
+from interviewmate_utils import provenance, run, tracking
 
 TRAIN = """\
 profile: str = "mine"  # folders
 seed: int = 13  # for all
 run: str = "A"  # name
-model: str = "data/models/tiny"  # which
+corpus: str = "original"  # which
 device: str = "cpu"  # where
+variants: list = []  # of LoRA
 rank: int = 8  # of LoRA
 alpha: int = 16  # of LoRA
 dropout: float = 0.05  # of LoRA
 target_modules: list = ["query_key_value"]  # where LoRA goes
 learning_rate: float = 1e-3  # peak
+weight_decay: float = 0.0  # of AdamW
 epochs: float = 1.0  # passes
 batch_size: int = 4  # examples per step
-micro_batch: int = 2  # examples at a time
 warmup_steps: int = 5  # steps
-eval_steps: int = 5  # steps
 """
 TRAIN_FOLDER = "reports/mine/04_train_lora_A_seed13"
 
 
 def training_notebook(workshop: Workshop, *cells: str) -> Path:
     """A notebook that takes the parameters of `config.TrainLora`, with its inputs in place."""
-    for name in ("data/processed/mine/original/train.txt", "data/models/tiny/config.json"):
+    base = '{"model": "data/models/tiny"}'
+    for name, text in (("data/processed/mine/original/prepared.json", base), ("data/models/tiny/config.json", "{}")):
         (workshop.root / name).parent.mkdir(parents=True)
-        (workshop.root / name).write_text(name)
+        (workshop.root / name).write_text(text)
     return workshop.notebook(*cells or ("open('ran', 'w')",), name="04_train_lora.ipynb", parameters=TRAIN)
 
 
@@ -74,9 +75,17 @@ def alive(pid: int) -> bool:
         ("dropout", "1.0", ["dropout = 1.0", "less than 1"]),
         ("learning_rate", "-0.0002", ["learning_rate = -0.0002", "greater than 0"]),
         ("learning_rate", ".nan", ["learning_rate = nan"]),
-        ("device", "tpu", ["device = 'tpu'", "'auto', 'cpu', 'cuda' or 'mps'"]),
+        ("device", "tpu", ["device = 'tpu' (str): allowed: auto, cpu, cuda or mps;", "'cuda*4+fsdp' shards the weights"]),
+        ("device", "cuda*0", ["device = 'cuda*0' (str): allowed: ", "'cuda*4' trains in four processes"]),
+        ("device", "cpu*2+fdsp", ["device = 'cpu*2+fdsp' (str): allowed: ", "'cuda*4+fsdp' shards the weights"]),
+        ("device", "cpu*3", ["batch_size = 4 cannot be shared by 3 processes"]),
+        ("batch_size", "0", ["batch_size = 0", "greater than or equal to 1"]),
+        ("variants", "[full, dora]", ["variants = ['full', 'dora']", "full and dora cannot be combined"]),
+        ("variants", "[lora]", ["variants.0 = 'lora' (str)", "'dora', 'rslora', 'pissa', 'olora', 'adalora', '4bit', 'full'"]),
+        ("variants", "dora", ["variants = 'dora' (str)", "valid list"]),
+        ("micro_batch", "2", ["micro_batch = 2: unknown parameter", "known: profile,"]),
         ("run", "../A", ["run = '../A'", "pattern"]),
-        ("micro_batch", "3", ["batch_size = 4 is not a multiple of micro_batch = 3"]),
+        ("corpus", "../../other", ["corpus = '../../other'", "pattern"]),
         ("rank", "[1,", ["-p rank", "not valid YAML"]),
     ],
 )
@@ -100,8 +109,8 @@ def test_wrong_parameter_is_explained_before_anything_is_written(
         ("db_password", "abcdefgh"),
         ("client_secret_2", "abcdefgh"),
         ("hf_token", "[abcdefgh,"),
-        ("model", "hf_abcdefgh1234567890"),
-        ("model", "https://user:hf_abcdefgh1234567890@host/model"),
+        ("corpus", "hf_abcdefgh1234567890"),
+        ("corpus", "https://user:hf_abcdefgh1234567890@host/model"),
         ("target_modules", "[dense, sk-abcdefgh1234567890]"),
         ("unheard_of", "ghp_abcdefgh1234567890"),
         ("rank", "AKIAabcdefgh12345678"),
@@ -127,10 +136,62 @@ def test_secret_in_a_broken_file_is_not_echoed(workshop: Workshop, capsys: pytes
     assert "abcdefgh" not in message
 
 
+# --- a later file scales what an earlier one says ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "name", "value"),
+    [
+        ("learning_rate: 2e-4", "learning_rate: {times: 20}", "learning_rate", 0.004),  # not 0.0040000000000000001
+        ("learning_rate: 5e-5", "04_train_lora:\n  learning_rate:\n    times: 20", "learning_rate", 0.001),
+        ("rank: 4", "learning_rate: {times: 0.5}", "learning_rate", 5e-4),  # of the notebook's own 1e-3
+        ("learning_rate: {times: 3}", "learning_rate: {times: 2}", "learning_rate", 6e-3),
+        ("learning_rate: {times: 3}", "learning_rate: 1e-4", "learning_rate", 1e-4),
+        ("epochs: 3", "epochs: {times: 2}", "epochs", 6.0),
+        ("batch_size: 4", "batch_size: {times: 2}", "batch_size", 8),
+    ],
+)
+def test_factor_scales_the_value_before_it(workshop: Workshop, first: str, later: str, name: str, value: float) -> None:
+    files = [workshop.root / "A.yaml", workshop.root / "profile.yaml"]
+    for file, text in zip(files, (first, later), strict=True):
+        file.write_text(text)
+    notebook = training_notebook(workshop)
+    overrides, parameters = run.collect_parameters(notebook, files, [])
+    assert overrides[name] == getattr(parameters, name) == value
+    assert run.collect_parameters(notebook, files, [(name, "0.5" if name == "learning_rate" else "1")])[0][name] in (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("device: {times: 20}", "profile.yaml: device: {times: ...} multiplies a number by a number, not str by int"),
+        ("target_modules: {times: 2}", "not list by int"),
+        ("learning_rate: {times: twenty}", "not float by str"),
+        ("learning_rate: {times: true}", "not float by bool"),
+        ("learning_rate: {times: }", "not float by NoneType"),
+        ("learning_rate: {times: sk-abcdefgh1234567890}", "not float by str"),
+        ("learning_rate: {times: .nan}", "learning_rate = nan (float)"),
+        ("learning_rate: {times: -1}", "learning_rate = -0.001 (float): Input should be greater than 0"),
+        ("rank: {times: 0.3}", "rank = 2.4 (float): Input should be a valid integer"),
+        ("04_train_lora: {learning_rate: {time: 20}}", "learning_rate = {'time': 20} (dict): Input should be a valid number"),
+        ("learning_rte: {times: 20}", "unknown parameter; did you mean 'learning_rate'?"),
+        ("hf_token: {times: abcdefgh}", "hf_token: looks like a secret"),
+    ],
+)
+def test_wrong_factor_is_explained(workshop: Workshop, capsys: pytest.CaptureFixture, text: str, expected: str) -> None:
+    notebook, file = training_notebook(workshop), workshop.root / "profile.yaml"
+    file.write_text(text)
+    assert workshop.run(notebook, "-f", file) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "abcdefgh" not in message
+
+
 @pytest.mark.parametrize(
     ("missing", "maker"),
     [
         ("data/processed/mine/original", "run 01_prepare_data with profile 'mine' first"),
+        ("data/processed/mine/original/prepared.json", "run 01_prepare_data with profile 'mine' first"),
         ("data/models/embedded", "run 02_build_embedded_model with profile 'mine' first"),
         ("reports/mine/02_build_embedded_model/best", "run 02_build_embedded_model with profile 'mine' first"),
         ("data/models/nowhere", "no notebook makes it"),
@@ -140,11 +201,14 @@ def test_missing_input_is_named_with_the_notebook_that_makes_it(
     workshop: Workshop, capsys: pytest.CaptureFixture, missing: str, maker: str
 ) -> None:
     notebook = workshop.notebook("1", name="04_train_lora.ipynb", parameters=TRAIN)
-    for folder in {"data/processed/mine/original", "data/models/tiny"} - {missing}:
-        (workshop.root / folder).mkdir(parents=True)
+    folder = workshop.root / "data/processed/mine/original"
+    if missing != "data/processed/mine/original":
+        folder.mkdir(parents=True)
+        (folder / "train.txt").write_text("a corpus")
+    if "processed" not in missing:
+        (folder / "prepared.json").write_text(json.dumps({"model": missing}))
     before = workshop.files()
-    model = "data/models/tiny" if "processed" in missing else missing
-    assert workshop.run(notebook, "-p", "model", model) == 2
+    assert workshop.run(notebook) == 2
     message = capsys.readouterr().err
     assert f"missing input: {missing}; {maker}" in message
     assert workshop.files() == before
@@ -203,9 +267,9 @@ def good(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Good:
     with opened_workshop(root, store) as workshop, pytest.MonkeyPatch.context() as patch:
         workshop.lock.write_text("torch==2.13.0\n")
         notebook = training_notebook(workshop, *GOOD_CELLS)
-        profile, run = root / "profile.yaml", root / "A.yaml"
+        profile, own = root / "profile.yaml", root / "A.yaml"
         profile.write_text("shared:\n  profile: mine\n  encoder: for others\n04_train_lora:\n  rank: 2\n  epochs: 5e-1\n")
-        run.write_text("rank: 4\nlearning_rate: 1e-4\n")
+        own.write_text("rank: 4\nlearning_rate: 1e-4\n")
         for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
             subprocess.run(["git", "-C", str(root), *command], check=True)
         notebook.write_text(notebook.read_text() + "\n")  # a change that is not committed
@@ -214,7 +278,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Good:
         log = (root / "log").open("w+")
         patch.setattr("sys.stderr", log)
         code = workshop.run(
-            notebook, "-f", profile, "-f", run, "-p", "learning_rate", "2e-4", "-p", "target_modules", "[dense]"
+            notebook, "-f", profile, "-f", own, "-p", "learning_rate", "2e-4", "-p", "target_modules", "[dense]"
         )
         log.seek(0)
         text = log.read()

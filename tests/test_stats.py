@@ -121,6 +121,54 @@ def test_interval_without_finite_scores_is_refused(scores: list) -> None:
         stats.mean_interval(np.array(scores))
 
 
+# the spread over a few values, such as those of three seeds
+
+
+def test_spread_of_three_values_by_hand() -> None:
+    found = stats.spread(np.array([2.0, 4.0, 9.0]))
+    sd = 13**0.5  # mean 5, squares 9 + 1 + 16 = 26, over 2
+    assert (found["mean"], found["n"]) == (5.0, 3)
+    assert found["sd"] == pytest.approx(sd)
+    # the chi-square distribution with 2 degrees of freedom is the exponential one of mean 2: its quantile q is -2 ln(1 - q)
+    assert found["sd_low"] == pytest.approx(sd * np.sqrt(2 / (-2 * np.log(0.025))))
+    assert found["sd_high"] == pytest.approx(sd * np.sqrt(2 / (-2 * np.log(0.975))))
+    assert found["sd_low"] / sd == pytest.approx(0.5207, abs=5e-5)
+    assert found["sd_high"] / sd == pytest.approx(6.2847, abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_spread_equals_scipy(n: int) -> None:
+    values = np.random.default_rng(n).normal(3, 2, n)
+    found = stats.spread(values)
+    assert found["sd"] == pytest.approx(reference.tstd(values))
+    for name, tail in (("sd_low", reference.chi2.sf), ("sd_high", reference.chi2.cdf)):
+        assert tail((n - 1) * found["sd"] ** 2 / found[name] ** 2, n - 1) == pytest.approx(0.025)
+    assert found["sd_low"] < found["sd"] < found["sd_high"]
+
+
+def test_spread_covers_the_truth() -> None:
+    rng = np.random.default_rng(6)
+    found = [stats.spread(rng.normal(0, 2, 3)) for _ in range(2_000)]
+    inside = np.mean([f["sd_low"] <= 2 <= f["sd_high"] for f in found])
+    assert abs(inside - 0.95) < 3 * np.sqrt(0.05 * 0.95 / 2_000)
+
+
+def test_spread_of_one_value_is_unknown() -> None:
+    found = stats.spread([0.25])
+    assert (found["mean"], found["n"]) == (0.25, 1)
+    assert all(np.isnan(found[name]) for name in ("sd", "sd_low", "sd_high"))
+
+
+def test_spread_of_equal_values_is_nothing() -> None:
+    assert stats.spread([3, 3, 3]) == {"mean": 3, "sd": 0, "sd_low": 0, "sd_high": 0, "n": 3}
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan], [np.inf, 1.0, 2.0]])
+def test_spread_without_finite_values_is_refused(values: list) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        stats.spread(np.array(values))
+
+
 def test_missing_score_is_refused_in_a_family() -> None:
     scores = family()
     scores.loc[3, "same"] = np.nan

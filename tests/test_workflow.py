@@ -13,6 +13,7 @@ import pytest
 from interviewmate_utils.config import ROOT
 
 RULES = ["prepare_data", "prepare_another_corpus", "build_embedded_model", "train_lora", "evaluate_models", "summarise", "site"]
+RUNS = ["A", "B", "C", "enhanced"]  # of the profiles
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,10 @@ def finished(tmp_path_factory):
     (folder / "Snakefile").write_text(text.replace('"{PYTHON} -m interviewmate_utils.site {PROFILE}"', '"echo > {output}"'))
     done = snakemake(folder, "--config", "profile=embedded")
     assert done.returncode == 0, done.stderr[-2000:]
+    for corpus in ("original", "enhanced"):  # what the notebooks would have left
+        prepared = folder / "data" / "processed" / "embedded" / corpus / "prepared.json"
+        prepared.parent.mkdir(parents=True)
+        prepared.write_text('{"model": "data/models/embedded"}')
     return folder
 
 
@@ -43,11 +48,20 @@ def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def planned(folder: Path, profile: str = "embedded") -> set[str]:
+def plan(folder: Path, profile: str = "embedded") -> str:
     done = snakemake(folder, "-n", "--config", f"profile={profile}")
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
-    text = done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def planned(folder: Path, profile: str = "embedded") -> set[str]:
+    text = plan(folder, profile)
     return {rule for rule in RULES if re.search(rf"^(local)?rule {rule}:", text, re.M)}
+
+
+def trainings(folder: Path, profile: str = "embedded") -> list[str]:
+    """The runs that would be trained, such as A_seed13."""
+    return sorted(re.findall(r"^    output: reports/\S+/04_train_lora_(\S+)\.ipynb", plan(folder, profile), re.M))
 
 
 def rewrite(path: Path, before: str, after: str) -> None:
@@ -65,9 +79,10 @@ def test_changed_raw_file_reruns_the_corpus_and_what_follows(copy):
     assert planned(copy) == {"prepare_data", "prepare_another_corpus", "train_lora", "evaluate_models", "summarise", "site"}
 
 
-def test_changed_second_file_reruns_the_corpus_that_it_enlarges(copy):
+def test_changed_second_file_reruns_the_corpus_that_it_enlarges_and_its_run(copy):
     rewrite(copy / "data/raw/interview_qa_enhanced.jsonl", "gradient", "Gradient")
-    assert planned(copy) == {"prepare_another_corpus", "site"}
+    assert planned(copy) == {"prepare_another_corpus", "train_lora", "evaluate_models", "summarise", "site"}
+    assert trainings(copy) == ["enhanced_seed13", "enhanced_seed14", "enhanced_seed15"]
 
 
 def test_changed_notebook_reruns_itself_and_what_follows(copy):
@@ -83,14 +98,66 @@ def test_changed_parameter_reruns_only_the_notebook_that_takes_it(copy):
     assert planned(copy) == {"evaluate_models", "summarise", "site"}
 
 
-def test_changed_run_file_retrains_that_run(copy):
-    rewrite(copy / "notebooks/params/runs/A.yaml", "dropout: 0.05", "dropout: 0.10")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("dropout: 0.05", "dropout: 0.10"), ("learning_rate: 2.0e-4", "learning_rate: 3.0e-4")],  # the profile scales the rate
+)
+def test_changed_run_file_retrains_that_run_with_each_seed(copy, before, after):
+    rewrite(copy / "notebooks/params/runs/A.yaml", before, after)
     assert planned(copy) == {"train_lora", "evaluate_models", "summarise", "site"}
+    assert trainings(copy) == ["A_seed13", "A_seed14", "A_seed15"]
+
+
+def test_same_rate_written_differently_changes_nothing(copy):
+    rewrite(copy / "notebooks/params/runs/A.yaml", "learning_rate: 2.0e-4", "learning_rate: 0.0002")
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "{times: 20}", "{times: 20.0}")
+    assert planned(copy) == set()
+
+
+def test_changed_factor_of_the_profile_retrains_every_run(copy):
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "{times: 20}", "{times: 10}")
+    assert planned(copy) == {"train_lora", "evaluate_models", "summarise", "site"}
+    assert trainings(copy) == sorted(f"{run}_seed{seed}" for run in RUNS for seed in (13, 14, 15))
 
 
 def test_overridden_parameter_in_a_run_file_changes_nothing(copy):
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "{times: 20}", "0.004")
+    assert trainings(copy) == sorted(f"{run}_seed{seed}" for run in ("B", "C", "enhanced") for seed in (13, 14, 15))
     rewrite(copy / "notebooks/params/runs/A.yaml", "learning_rate: 2.0e-4", "learning_rate: 3.0e-4")
-    assert planned(copy) == set(), "the profile sets its own learning rate"
+    assert not any(run.startswith("A_") for run in trainings(copy)), "the profile sets its own learning rate"
+
+
+def test_new_seed_trains_one_new_job_per_run(copy):
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "seeds: [13, 14, 15]", "seeds: [13, 14, 15, 16]")
+    assert planned(copy) == {"train_lora", "evaluate_models", "summarise", "site"}
+    assert trainings(copy) == [f"{run}_seed16" for run in RUNS]
+
+
+def test_new_run_in_the_profile_trains_it_alone(copy):
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "runs: [A, B, C, enhanced]", "runs: [A, B, C, enhanced, dora]")
+    assert planned(copy) == {"train_lora", "evaluate_models", "summarise", "site"}
+    assert trainings(copy) == ["dora_seed13", "dora_seed14", "dora_seed15"]
+
+
+def test_run_file_that_no_profile_names_changes_nothing(copy):
+    rewrite(copy / "notebooks/params/runs/full.yaml", "epochs: 5.0", "epochs: 6.0")
+    assert planned(copy) == set()
+
+
+def test_missing_report_of_a_corpus_trains_its_run_again(copy):
+    (copy / "reports/embedded/01_prepare_data_enhanced.ipynb").unlink()
+    assert trainings(copy) == ["enhanced_seed13", "enhanced_seed14", "enhanced_seed15"]
+    (copy / "reports/embedded/01_prepare_data.ipynb").unlink()
+    assert len(trainings(copy)) == 12
+
+
+def test_trainings_go_side_by_side_where_the_profile_says_so(copy):
+    rewrite(copy / "notebooks/params/runs/A.yaml", "dropout: 0.05", "dropout: 0.10")
+    said = [plan(copy).split("rule train_lora:")[1].split("rule ")[0]]
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "training_threads: 1", "training_threads: 2")
+    said.append(plan(copy).split("rule train_lora:")[1].split("rule ")[0])
+    assert ["threads: 2" in text for text in said] == [False, True]  # of two cores; one is not mentioned
+    assert ["threads: " in text for text in said] == [False, True]
 
 
 def test_changed_module_reruns_the_notebooks_that_import_it(copy):
@@ -110,6 +177,7 @@ def test_missing_report_is_made_again(copy):
 
 def test_another_profile_runs_the_same_notebooks(copy):
     assert planned(copy, "falcon-rw-1b") == set(RULES)
+    assert trainings(copy, "falcon-rw-1b") == sorted(f"{run}_seed{seed}" for run in RUNS for seed in (13, 14, 15))
 
 
 def test_unknown_profile_is_named_with_the_known_ones(copy):
