@@ -102,7 +102,7 @@ def answer_loss(model: "PreTrainedModel", rows: Sequence[dict], pad_id: int, bat
     """
     import torch
 
-    from . import packing
+    from .training import packing
 
     model.eval()
     packed = packing.supports(model)

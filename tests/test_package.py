@@ -1,7 +1,4 @@
-"""Importing is cheap: no module of the package pulls in torch until it is used.
-
-`packing`, made of subclasses of torch's, is imported only inside functions; a module that did it at its top would show here.
-"""
+"""Importing is cheap: no module of the package pulls in torch until it is used."""
 
 import subprocess
 import sys
@@ -13,7 +10,6 @@ import interviewmate_utils
 
 PACKAGE = Path(interviewmate_utils.__file__).parent
 TOP_LEVEL = sorted(p.stem for p in PACKAGE.glob("*.py")) + sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
-TOP_LEVEL.remove("packing")
 MODULES = ["interviewmate_utils" if name == "__init__" else f"interviewmate_utils.{name}" for name in TOP_LEVEL]
 
 

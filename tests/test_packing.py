@@ -7,7 +7,8 @@ import torch
 from tiny import corpus_rows, save_tiny
 from transformers import AutoTokenizer, FalconConfig, FalconForCausalLM
 
-from interviewmate_utils import data, lora, models, packing
+from interviewmate_utils import data, lora, models
+from interviewmate_utils.training import packing
 
 ALL_LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from .data import IGNORED
+from ..data import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
