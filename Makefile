@@ -56,7 +56,8 @@ test: setup  ## run all checks, the notebooks on their small defaults included
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(PY) -m pytest
 
-bench: setup  ## measure how preparing data grows, to a million rows (about half an hour on two cores)
+bench: setup  ## measure speed and memory: start-up, and preparing up to a million rows (about 40 minutes on two cores)
+	@$(PY) tests/bench_start.py
 	@$(PY) tests/bench_prepare_data.py
 
 ask: setup  ## answer a question: make ask Q="What is overfitting?"
