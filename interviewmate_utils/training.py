@@ -35,6 +35,10 @@ class TrainingError(RuntimeError):
     """A training that cannot go on; the text says where it stopped, what is kept and what to change."""
 
 
+class DivergedError(TrainingError):
+    """The loss or a gradient is no longer a number: these parameters cannot be trained with."""
+
+
 def schedule(examples: int, epochs: float, batch_size: int) -> dict[str, int]:
     """Optimiser steps per epoch and in all, steps between evaluations, and how many evaluations without progress end it."""
     per_epoch = math.ceil(examples / batch_size)
@@ -164,7 +168,7 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
             print(f"  out of memory: from here on at most {self.tokens} tokens go through the model at once")
 
         def _stop_at(self, what: str, rows: list) -> None:
-            raise TrainingError(
+            raise DivergedError(
                 f"{what} at step {self.state.global_step + 1}, in the batch of the training rows {', '.join(map(str, rows))}. "
                 f"Lower learning_rate ({p.learning_rate:g}) or lengthen warmup_steps ({p.warmup_steps}). {self._kept()}"
             )
@@ -396,7 +400,7 @@ def _train_in_processes(p: config.TrainLora) -> None:
             if line.startswith("  "):
                 print(line, end="", flush=True)
     if started.returncode:
-        said = re.findall(r"^(?:\[rank\d+\]: )?[\w.]*(?:TrainingError|ModelError): (.*)", "".join(lines), re.M)
+        said = re.findall(r"^(?:\[rank\d+\]: )?[\w.]*(?:TrainingError|DivergedError|ModelError): (.*)", "".join(lines), re.M)
         raise TrainingError(said[0] if said else "a training process failed:\n" + "".join(lines[-30:]))
 
 
