@@ -215,7 +215,7 @@ class TrainLora(Parameters):
 
 class SearchHyperparameters(Parameters):
     stem: ClassVar[str] = "05_search_hyperparameters"
-    search: Name
+    study: Name
     corpus: Name
     device: Device
     trials: Annotated[int, Field(ge=1, le=10_000)]
@@ -225,7 +225,7 @@ class SearchHyperparameters(Parameters):
     max_new_tokens: Count
     repetition_penalty: Annotated[float, Field(ge=1, le=2)]
     storage: str
-    workers: Annotated[int, Field(ge=1, le=64)]
+    processes: Annotated[int, Field(ge=1, le=64)]
     prune: bool
     verdict_seeds: list[Annotated[int, Field(ge=0, lt=2**32)]]
 
@@ -245,7 +245,7 @@ class SearchHyperparameters(Parameters):
 
     @property
     def run_name(self) -> str:
-        return self.stem if self.search == "short" else f"{self.stem}_{self.search}"
+        return self.stem if self.study == "short" else f"{self.stem}_{self.study}"
 
     @property
     def processed(self) -> Path:

@@ -78,23 +78,28 @@ def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(f"{values[name]:.3g}") if name == "learning_rate" else values[name] for name in NAMES}
 
 
-def split_folds(train: "Dataset", count: int, seed: int) -> list[list[int]]:
-    """Positions of the rows that each fold holds out: stratified by subfield, a conversation in one fold."""
-    import numpy as np
+def split_folds(train: "Dataset", count: int, seed: int) -> "pd.DataFrame":
+    """Per row of the training part its stratum, its conversation (the position of the first question) and its fold, from 1.
+
+    Stratified by subfield (not at all without that column); no conversation is torn apart.
+    """
+    import pandas as pd
     from sklearn.model_selection import StratifiedGroupKFold
 
     known = [name for name in (ID, PARENT, FILE, LINE, QUESTION, STRATIFY_BY) if name in train.column_names]
     rows = list(train.select_columns(known))
-    groups = [i if root is None else root for i, root in enumerate(find_roots(rows)[0])]
-    if len(set(groups)) < count:
-        raise SearchError(f"folds = {count}: the training part has only {len(set(groups))} conversations")
-    labels = np.array([str(row.get(STRATIFY_BY, "")) for row in rows])
-    names, sizes = np.unique(labels, return_counts=True)
-    labels[np.isin(labels, names[sizes < count])] = "(rare)"
+    table = pd.DataFrame({"stratum": [str(row.get(STRATIFY_BY, "all")) for row in rows]})
+    table["conversation"] = [i if root is None else root for i, root in enumerate(find_roots(rows)[0])]
+    if table.conversation.nunique() < count:
+        raise SearchError(f"folds = {count}: the training part has only {table.conversation.nunique()} conversations")
+    rare = table.groupby("stratum").conversation.transform("nunique") < count
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
-        return [held.tolist() for _, held in splitter.split(labels, labels, groups)]
+        parts = splitter.split(table, table.stratum.mask(rare, "(rare)"), table.conversation)
+        for number, (_, held) in enumerate(parts, start=1):
+            table.loc[held, "fold"] = number
+    return table.astype({"fold": int})
 
 
 # --- the study
@@ -119,7 +124,7 @@ def open_study(p: config.SearchHyperparameters) -> "optuna.Study":
         storage = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
         return optuna.create_study(
             storage=storage,
-            study_name=f"{p.search}-{config.digest_of([content, settings])}",
+            study_name=f"{p.study}-{config.digest_of([content, settings])}",
             load_if_exists=True,
             direction="maximize",
             sampler=optuna.samplers.RandomSampler(),  # replaced in each trial
@@ -147,38 +152,42 @@ def ranked(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
     return sorted(found, key=lambda t: (-round(t.value, 9), -t.user_attrs["bleu"], t.number))
 
 
-def trial_of_first(study: "optuna.Study") -> "optuna.trial.FrozenTrial | None":
-    return slots_of(study, "COMPLETE").get("0.0")
-
-
-def table(study: "optuna.Study") -> "pd.DataFrame":
-    """One row per finished trial, complete ones ranked, then those stopped early, whose means are over the folds they saw.
-
-    `sd` is over folds, `low` and `high` are the t interval of their mean: rough, since folds share their training rows.
-    """
-    import numpy as np
-    import pandas as pd
-    from scipy import stats
-
-    rows, best = [], ranked(study)
-    stopped = sorted(slots_of(study, "PRUNED").values(), key=lambda t: (-len(t.user_attrs.get("folds", ())), t.number))
-    for trial in [*best, *stopped]:
-        means, known = trial.user_attrs.get("folds", []), trial.user_attrs
-        sd = np.std(means, ddof=1) if len(means) > 1 else np.nan
-        half = stats.t.ppf(0.975, len(means) - 1) * sd / len(means) ** 0.5 if len(means) > 1 else np.nan
-        score = np.mean(list(trial.intermediate_values.values())) if means else np.nan
-        outcome = "complete" if trial in best else "diverged" if "diverged" in known else "stopped"
-        row = {"trial": trial.number, "stage": known["stage"]} | rounded(trial.params) | {"rouge_l": score, "sd": sd}
-        row |= {"low": score - half, "high": score + half, "bleu": known.get("bleu", np.nan), "folds": len(means)}
-        rows.append(row | {"outcome": outcome, "seconds": known.get("seconds", np.nan)})
-    return pd.DataFrame(rows)
-
-
 def items(trial: "optuna.trial.FrozenTrial") -> "pd.Series":
     """ROUGE-L of each held-out question, by its position in the training part."""
     import pandas as pd
 
     return pd.Series(trial.intermediate_values, dtype=float).sort_index()
+
+
+def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.DataFrame":
+    """One row per finished trial, complete ones ranked, then those stopped early, whose scores are of the folds they saw.
+
+    `sd` is over folds, `low` and `high` are the t interval of their mean: rough, since folds share their training rows.
+    `difference` is to run A's own trial, paired over the questions that both answered, with its 95 % BCa interval.
+    """
+    import numpy as np
+    import pandas as pd
+    from scipy import stats as student
+
+    from .stats import compare_paired
+
+    rows, best, first = {}, ranked(study), slots_of(study, "COMPLETE").get("0.0")
+    stopped = sorted(slots_of(study, "PRUNED").values(), key=lambda t: (-len(t.user_attrs.get("folds", ())), t.number))
+    for trial in [*best, *stopped]:
+        known, scores = trial.user_attrs, items(trial)
+        outcome = "complete" if trial in best else "diverged" if "diverged" in known else "stopped"
+        row = {"trial": trial.number, "stage": known["stage"]} | rounded(trial.params) | {"rouge_l": scores.mean()}
+        if len(means := np.array(known.get("folds", []))) > 1:
+            half = student.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
+            row |= {"sd": means.std(ddof=1), "low": means.mean() - half, "high": means.mean() + half}
+        row |= {"folds": len(means), "outcome": outcome} | {k: known[k] for k in ("bleu", "seconds") if k in known}
+        if first and trial.number != first.number and len(scores):
+            paired = compare_paired(items(first)[scores.index], scores, resamples, seed)
+            row |= {"difference": paired["difference"], "difference_low": paired["low"], "difference_high": paired["high"]}
+        rows[FIRST if known["stage"] == FIRST else f"trial {trial.number}"] = row
+    columns = ["trial", "stage", *NAMES, "rouge_l", "sd", "low", "high", "bleu", "folds", "outcome", "seconds"]
+    columns += ["difference", "difference_low", "difference_high"]
+    return pd.DataFrame(rows).T.reindex(columns=columns).infer_objects().rename_axis("name")
 
 
 # --- the winner
@@ -198,7 +207,7 @@ def write_winner(p: config.SearchHyperparameters, trial: "optuna.trial.FrozenTri
     values |= {"corpus": p.corpus} if p.corpus != config.ORIGINAL else {}
     path = p.output / f"{WINNER}.yaml"
     rate = f"a rate of {found['learning_rate']:g} under profile {p.profile}"
-    path.write_text(f"# Trial {trial.number} of search '{p.search}': {rate}\n" + yaml.safe_dump(values, sort_keys=False))
+    path.write_text(f"# Trial {trial.number} of study '{p.study}': {rate}\n" + yaml.safe_dump(values, sort_keys=False))
     again = first_run(p, path)
     if wrong := [name for name in NAMES if abs(getattr(again, name) - found[name]) > 1e-9 * abs(found[name])]:
         raise SearchError(

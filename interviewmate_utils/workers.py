@@ -100,7 +100,7 @@ def _draw(p: config.SearchHyperparameters, study: "optuna.Study", trial: "optuna
 def _objective(
     p: config.SearchHyperparameters, study: "optuna.Study", dataset: Any, folds: list, trial: "optuna.Trial"
 ) -> float:
-    """Mean ROUGE-L of all questions held out by the folds; after each fold a hopeless trial is stopped."""
+    """Mean ROUGE-L of all questions held out by the folds; after each a hopeless trial, unless it is run A, is stopped."""
     import optuna
 
     from .training import DivergedError
@@ -125,7 +125,7 @@ def _objective(
         trial.set_user_attr("folds", known["folds"])
         trial.set_user_attr("bleu", metrics.corpus_bleu([*answers.values()], [references[i] for i in answers])[0])
         trial.set_user_attr("seconds", time.perf_counter() - started)
-        if number < len(folds) and trial.should_prune():
+        if number < len(folds) and trial.user_attrs["stage"] != FIRST and trial.should_prune():
             raise optuna.TrialPruned
     return sum(known["scores"]) / len(known["scores"])
 
@@ -149,7 +149,8 @@ def work(p: config.SearchHyperparameters) -> None:
     import optuna
 
     study, dataset, slots, first = open_study(p), data.load_parts(p.processed), plan(p.trials), first_run(p)
-    folds, values = split_folds(dataset["train"], p.folds, p.seed), {name: getattr(first, name) for name in NAMES}
+    table, values = split_folds(dataset["train"], p.folds, p.seed), {name: getattr(first, name) for name in NAMES}
+    folds = [table.index[table.fold == number].tolist() for number in range(1, p.folds + 1)]
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study._storage.record_heartbeat(trial._trial_id)  # one killed before its first heartbeat would never count as dead
     while not finished(study, p.trials):
@@ -169,7 +170,7 @@ def work(p: config.SearchHyperparameters) -> None:
 
 
 def run(p: config.SearchHyperparameters) -> "optuna.Study":
-    """The finished study: goes on where an earlier call was interrupted, with `p.workers` processes of its own.
+    """The finished study: goes on where an earlier call was interrupted, with `p.processes` processes of its own.
 
     Raises SearchError, before anything is trained where it can be known then.
     """
@@ -179,12 +180,12 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
         print("  all trials are finished; nothing is trained anew")
         return study
     command = [sys.executable, "-m", "interviewmate_utils.workers", p.model_dump_json(), str(config.ROOT)]
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // p.workers)
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // p.processes)
     options = {"cwd": config.ROOT, "env": os.environ | {"OMP_NUM_THREADS": str(threads)}, "text": True}
     options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(subprocess.Popen(command, **options)) for _ in range(p.workers)]
-        pool = stack.enter_context(ThreadPoolExecutor(p.workers))
+        started = [stack.enter_context(subprocess.Popen(command, **options)) for _ in range(p.processes)]
+        pool = stack.enter_context(ThreadPoolExecutor(p.processes))
         stack.callback(lambda: [worker.kill() for worker in started])  # an interrupted notebook leaves none behind
         said = list(pool.map(_relay, started))
         codes = [worker.wait() for worker in started]
@@ -192,6 +193,8 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
     if any(codes) and not finished(study, p.trials):
         worker = next(i for i, code in enumerate(codes) if code)
         raise SearchError(f"a worker ended with exit code {codes[worker]}; its last lines:\n" + "".join(said[worker][-12:]))
+    if not ranked(study):
+        raise SearchError("no trial came to its end: lower the learning_rates")
     return study
 
 
