@@ -12,7 +12,7 @@ SHORT := awk '/^ *(Collecting|Processing)/ && ++n % 40 == 0 {print "  " n " pack
 SOURCE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
 export PROFILE Q
 .DEFAULT_GOAL := help
-.PHONY: help setup report test bench ask lab site publish wheelhouse lock clean
+.PHONY: help setup report test search bench ask lab site publish wheelhouse lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,12 @@ site: setup  ## build the site from the reports as they are, without running any
 test: setup  ## run all checks, the notebooks on their small defaults included
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(PY) -m pytest
+
+search: setup  ## search hyperparameters: 12 trials, the best judged against run A; goes on where it was interrupted
+	@$(PY) -m interviewmate_utils.warm serve \
+	  $(VENV)/bin/snakemake --cores all --nolock --rerun-incomplete --quiet rules progress host --config profile=$(PROFILE) \
+	  -- reports/$(PROFILE)/05_search_hyperparameters_full.ipynb
+	@$(PY) -m interviewmate_utils.site $(PROFILE)
 
 bench: setup  ## measure how preparing data grows, to a million rows (about half an hour on two cores)
 	@$(PY) tests/bench_prepare_data.py

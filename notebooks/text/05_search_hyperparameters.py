@@ -140,25 +140,20 @@ else:
 # %% [markdown]
 # ## What was tried together
 #
-# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the score: within a panel, look for
-# a direction in which it changes. Trials of one panel differ in these parameters alone, unless a better value of another one was
-# found in between.
+# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the score: look for a direction
+# in which it changes. Only trials of one panel are comparable, since a later stage starts from better values of the others.
 
 # %%
 labels = {"learning_rate": "peak learning rate", "dropout": "dropout (share)", "warmup_steps": "warm-up (steps)"}
-scales = {"learning_rate": {"value": "log"}, "rank": {"value": "log", "base": 2}, "alpha": {"value": "log", "base": 2}}
-scales |= {"weight_decay": {"value": "symlog", "linthresh": 0.001}}  # run A may have none at all
-look = {"vmin": ranking.rouge_l.min(), "vmax": ranking.rouge_l.max(), "cmap": "cividis", "edgecolors": "black"}
+labels |= {"rank": "rank", "alpha": "alpha", "weight_decay": "weight decay"}
+limits = ranking.rouge_l.min() - 1e-4, ranking.rouge_l.max() + 1e-4
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(12, 3.6))
-for ax, (stage, (x, y, *_)) in zip(axes, search.STAGES.items(), strict=True):
-    for name, marker in ((stage, "o"), (search.FIRST, "s")):
-        some = ranking[ranking.stage == name]
-        points = ax.scatter(some[x], some[y], c=some.rouge_l, marker=marker, s=80, **look)
-    ax.set(xlabel=labels.get(x, x.replace("_", " ")), ylabel=labels.get(y, y.replace("_", " ")), title=stage)
-    ax.set_xscale(**scales[x])
-    ax.set_yscale(**scales.get(y, {"value": "linear"}))
+fig, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+for ax, (stage, names) in zip(axes, search.STAGES.items(), strict=True):
+    ax.set(title=stage, xlabel=labels[names[0]], ylabel=labels[names[1]])
+    for shown, marker in ((stage, "o"), (search.FIRST, "s")):
+        points = plots.tried(ranking[ranking.stage == shown], names, space, "rouge_l", limits, marker, ax)
 fig.colorbar(points, ax=axes, label="ROUGE-L F1, held-out questions")
 plots.save(fig, "together", params.output)
 
