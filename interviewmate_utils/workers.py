@@ -144,29 +144,35 @@ def _say(_: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
     )
 
 
+def _fill(study: "optuna.Study", p: config.SearchHyperparameters) -> None:
+    """Queue a trial for each slot that has none, or only failed ones."""
+    there, first = slots_of(study, "WAITING", "RUNNING", "COMPLETE", "PRUNED"), first_run(p)
+    for slot, stage in plan(p.trials).items():
+        if slot not in there:
+            values = {name: getattr(first, name) for name in NAMES} if stage == FIRST else {}
+            study.enqueue_trial(values, {"slot": slot, "stage": stage})
+
+
 def work(p: config.SearchHyperparameters) -> None:
     """Take waiting trials until all of the search are finished, by this worker or by others."""
     import optuna
 
-    study, dataset, slots, first = open_study(p), data.load_parts(p.processed), plan(p.trials), first_run(p)
-    table, values = split_folds(dataset["train"], p.folds, p.seed), {name: getattr(first, name) for name in NAMES}
+    study, dataset = open_study(p), data.load_parts(p.processed)
+    table = split_folds(dataset["train"], p.folds, p.seed)
     folds = [table.index[table.fold == number].tolist() for number in range(1, p.folds + 1)]
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study._storage.record_heartbeat(trial._trial_id)  # one killed before its first heartbeat would never count as dead
     while not finished(study, p.trials):
         optuna.storages.fail_stale_trials(study)
-        there = slots_of(study, "WAITING", "RUNNING", "COMPLETE", "PRUNED")
-        for slot in [slot for slot in slots if slot not in there]:
-            study.enqueue_trial(values if slots[slot] == FIRST else {}, {"slot": slot, "stage": slots[slot]})
-        if slots_of(study, "WAITING").keys() & slots.keys():
-            evaluate = functools.partial(_objective, p, study, dataset, folds)
-            try:
-                study.optimize(evaluate, 1, catch=(_Refused,), callbacks=[_say])
-            except ValueError as error:
-                if "Cannot tell a FAIL trial" not in str(error):  # another worker took this one for dead, and took it over
-                    raise
-        else:
-            time.sleep(POLL_S)
+        _fill(study, p)
+        if not slots_of(study, "WAITING").keys() & plan(p.trials).keys():
+            time.sleep(POLL_S)  # others are at work on the last ones
+            continue
+        try:
+            study.optimize(functools.partial(_objective, p, study, dataset, folds), 1, catch=(_Refused,), callbacks=[_say])
+        except ValueError as error:
+            if "Cannot tell a FAIL trial" not in str(error):  # another worker took this one for dead, and took it over
+                raise
 
 
 def run(p: config.SearchHyperparameters) -> "optuna.Study":
@@ -179,6 +185,7 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
     if finished(study, p.trials):
         print("  all trials are finished; nothing is trained anew")
         return study
+    _fill(study, p)
     command = [sys.executable, "-m", "interviewmate_utils.workers", p.model_dump_json(), str(config.ROOT)]
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // p.processes)
     options = {"cwd": config.ROOT, "env": os.environ | {"OMP_NUM_THREADS": str(threads)}, "text": True}
