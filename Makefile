@@ -21,7 +21,7 @@ WHERE := $(if $(filter local,$(EXECUTOR)),--cores all --quiet rules progress hos
 SERVED := $(if $(filter local,$(EXECUTOR)),$(PY) -m interviewmate_utils.warm serve)
 export PROFILE Q
 .DEFAULT_GOAL := help
-.PHONY: help setup report test bench ask lab site publish wheelhouse lock clean
+.PHONY: help setup report test search bench ask lab site publish wheelhouse lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,11 @@ site: setup  ## build the site from the reports as they are, without running any
 test: setup  ## run all checks, the notebooks on their small defaults included
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(PY) -m pytest
+
+search: setup  ## search hyperparameters: 12 trials, the best judged against run A; goes on where it was interrupted
+	@$(SERVED) $(VENV)/bin/snakemake $(WHERE) --nolock --rerun-incomplete --config profile=$(PROFILE) \
+	  -- reports/$(PROFILE)/05_search_hyperparameters_full.ipynb
+	@$(PY) -m interviewmate_utils.site $(PROFILE)
 
 bench: setup  ## measure speed and memory: start-up, and preparing up to a million rows (about 40 minutes on two cores)
 	@$(PY) tests/bench_start.py

@@ -25,7 +25,12 @@ THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or workflow.resource_setting
 
 
 def files(stem, run=None):
-    """The -f and -p options of a notebook: first the run's or corpus's file, then the profile, whose own values win."""
+    """The -f and -p options of a notebook: first the run's or corpus's file, then the profile, whose own values win.
+
+    A search's file comes after the profile, since it says more.
+    """
+    if stem == "05_search_hyperparameters" and run:
+        return f"-f {PROFILE_FILE} -f notebooks/params/searches/{run}.yaml"
     folder = "corpora" if stem == "01_prepare_data" else "runs"
     options = f"-f notebooks/params/{folder}/{run.split('_seed')[0]}.yaml " if run else ""
     options += f"-f {PROFILE_FILE}"
@@ -58,7 +63,8 @@ def prepared(corpus):
     return f"{OUT}/01_prepare_data{'' if corpus == ORIGINAL else f'_{corpus}'}.ipynb"
 
 
-REPORTS = [f"{OUT}/{stem}.ipynb" for stem in ("01_prepare_data", "02_build_embedded_model", "06_evaluate_models", "13_summarise")]
+REPORTS = [f"{OUT}/{stem}.ipynb" for stem in ("01_prepare_data", "02_build_embedded_model")]
+REPORTS += [f"{OUT}/{stem}.ipynb" for stem in ("05_search_hyperparameters", "06_evaluate_models", "13_summarise")]
 REPORTS += [prepared(path.stem) for path in sorted(Path("notebooks/params/corpora").glob("*.yaml"))]
 REPORTS += [f"{OUT}/04_train_lora_{run}.ipynb" for run in RUNS]
 
@@ -132,6 +138,44 @@ rule train_lora:
     output:
         update(OUT + "/04_train_lora_{run}.ipynb"),
     threads: CONTENT.get("workflow", {}).get("training_threads", THREADS)
+    shell:
+        RUN_COMMAND
+
+
+rule search_hyperparameters:  # the short search
+    input:
+        made_of("05_search_hyperparameters"),
+        prepared(resolved("05_search_hyperparameters").corpus),
+        "notebooks/params/runs/A.yaml",
+        notebook="notebooks/05_search_hyperparameters.ipynb",
+    params:
+        files=files("05_search_hyperparameters"),
+        values=str(resolved("05_search_hyperparameters")),
+        first=str(resolved("04_train_lora", "A")),  # the profile may scale run A's values
+    output:
+        update(f"{OUT}/05_search_hyperparameters.ipynb"),
+    threads: THREADS
+    shell:
+        RUN_COMMAND
+
+
+rule search_longer:  # `make search`; a report of its own, which `make report` neither makes nor needs
+    input:
+        lambda wildcards: made_of("05_search_hyperparameters", wildcards.study),
+        lambda wildcards: prepared(resolved("05_search_hyperparameters", wildcards.study).corpus),
+        lambda wildcards: [
+            f"{OUT}/04_train_lora_A_seed{seed}.ipynb"
+            for seed in resolved("05_search_hyperparameters", wildcards.study).verdict_seeds
+        ],
+        "notebooks/params/runs/A.yaml",
+        notebook="notebooks/05_search_hyperparameters.ipynb",
+    params:
+        files=lambda wildcards: files("05_search_hyperparameters", wildcards.study),
+        values=lambda wildcards: str(resolved("05_search_hyperparameters", wildcards.study)),
+        first=str(resolved("04_train_lora", "A")),
+    output:
+        update(OUT + "/05_search_hyperparameters_{study}.ipynb"),
+    threads: THREADS
     shell:
         RUN_COMMAND
 

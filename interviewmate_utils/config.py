@@ -217,6 +217,58 @@ class TrainLora(Parameters):
         return [self.processed, self.processed / PREPARED]  # a corpus of before, which must be prepared again
 
 
+class SearchHyperparameters(Parameters):
+    stem: ClassVar[str] = "05_search_hyperparameters"
+    study: Name
+    corpus: Name
+    device: Device
+    trials: Annotated[int, Field(ge=1, le=10_000)]
+    folds: Annotated[int, Field(ge=2, le=20)]
+    epochs: Annotated[float, Field(gt=0, le=1000)]
+    learning_rates: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=2, max_length=2)]
+    max_new_tokens: Count
+    repetition_penalty: Annotated[float, Field(ge=1, le=2)]
+    storage: str
+    processes: Annotated[int, Field(ge=1, le=64)]
+    prune: bool
+    verdict_seeds: list[Annotated[int, Field(ge=0, lt=2**32)]]
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _is_a_range(cls, rates: list[float]) -> list[float]:
+        if rates[0] >= rates[1]:
+            raise ValueError("the lowest rate comes first, then the highest")
+        return rates
+
+    @field_validator("storage")
+    @classmethod
+    def _tells_no_password(cls, storage: str) -> str:
+        if re.match(r"[^/]*//[^/@]*:[^$/@][^/@]*@", storage):
+            raise ValueError("a report stores its parameters: write $NAME for the password, and set NAME in the environment")
+        return storage
+
+    @property
+    def run_name(self) -> str:
+        return self.stem if self.study == "short" else f"{self.stem}_{self.study}"
+
+    @property
+    def processed(self) -> Path:
+        return processed_folder(self.profile, self.corpus)
+
+    @property
+    def model(self) -> str:
+        """The base: the model whose tokens the prepared corpus holds; empty before there is one."""
+        return prepared_for(self.processed)
+
+    def trained(self, run: str, seed: int) -> Path:
+        """Folder of the trained weights of one run and seed."""
+        return self.sibling(f"{TrainLora.stem}_{run}_seed{seed}") / TRAINED
+
+    def inputs(self) -> list[Path]:
+        read = [self.processed, *(local_model_files(self.model) if self.model else []), NOTEBOOKS / "params/runs/A.yaml"]
+        return read + [self.trained("A", seed) for seed in self.verdict_seeds]
+
+
 class EvaluateModels(Parameters):
     stem: ClassVar[str] = "06_evaluate_models"
     model: str
@@ -253,7 +305,9 @@ class Summarise(Parameters):
         return [self.sibling(stem) / "results.json" for stem in stems] + tables
 
 
-BY_STEM = {cls.stem: cls for cls in (PrepareData, BuildEmbeddedModel, TrainLora, EvaluateModels, Summarise)}
+BY_STEM = {
+    cls.stem: cls for cls in (PrepareData, BuildEmbeddedModel, TrainLora, SearchHyperparameters, EvaluateModels, Summarise)
+}
 
 
 def processed_folder(profile: str, corpus: str = ORIGINAL) -> Path:

@@ -1,6 +1,6 @@
 """One look for every figure: colour-blind-safe palette, the same system in the same colour everywhere, labels with units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,28 @@ def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label:
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
+
+
+def tried(
+    table: "pd.DataFrame", names: Sequence[str], space: Mapping[str, Any], value: str, limits: tuple, marker: str, axes: "Axes"
+) -> Any:
+    """Trials of a search as points over the first two of `names`, coloured by `value`; returns what a colour bar needs.
+
+    An axis shows all that was allowed, as Optuna's distributions in `space` say: a range, on a log scale, or choices.
+    """
+    places = []
+    for name, letter in zip(names[:2], "xy", strict=True):
+        allowed, axis = space[name], {"x": axes.set_xscale, "y": axes.set_yscale}[letter]
+        if hasattr(allowed, "choices"):
+            places.append([allowed.choices.index(one) for one in table[name]])
+            axes.set(**{f"{letter}ticks": range(len(allowed.choices)), f"{letter}lim": (-0.5, len(allowed.choices) - 0.5)})
+            axes.set(**{f"{letter}ticklabels": [f"{choice:g}" for choice in allowed.choices]})
+        else:
+            places.append(list(table[name]))
+            axis("log")
+            axes.set(**{f"{letter}lim": (allowed.low / 1.2, allowed.high * 1.2)})
+    look = {"vmin": limits[0], "vmax": limits[1], "cmap": "cividis", "edgecolors": "black", "zorder": 3}
+    return axes.scatter(*places, c=table[value].astype(float), marker=marker, s=80, **look)
 
 
 def show_texts(table: "pd.DataFrame", columns: Sequence[str]) -> Any:

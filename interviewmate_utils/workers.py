@@ -1,0 +1,251 @@
+"""Workers of a search: each takes waiting trials from the study until all are finished, and several share it.
+
+`python -m interviewmate_utils.workers PARAMETERS ROOT` is one of those that `run` starts. The trial of a killed worker fails
+once its heartbeat is older than `search.GRACE_S`, and its slot is filled again.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import config, data, metrics
+from .config import TrainLora
+from .rows import ANSWER, PARENT, QUESTION
+from .search import (
+    FIRST,
+    NAMES,
+    STAGES,
+    WINNER,
+    SearchError,
+    finished,
+    first_run,
+    open_study,
+    plan,
+    ranked,
+    rounded,
+    slots_of,
+    space,
+    split_folds,
+)
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+RANDOM_TRIALS = 4  # finished trials that TPE wants before it models them
+AT_ONCE = 32  # answers generated together
+POLL_S = 1.0  # between looks at a study whose last trials others are running
+
+
+class _Refused(Exception):
+    """Not a trial of ours: its slot is taken, or it has none."""
+
+
+def train_and_answer(p: config.SearchHyperparameters, run: TrainLora, dataset: Any, held: list[int], asked: list[int]) -> list:
+    """Train `run` without the rows `held`, stopped early by the validation part, and answer the questions of rows `asked`."""
+    import torch
+
+    from . import answering, lora, models, training
+    from .training import checkpoints
+    from .training import trainer as trainers
+
+    rows = dataset["train"]
+    parts = {"train": rows.select(sorted({*range(len(rows))} - {*held})), "validation": dataset["validation"]}
+    tokenizer, base = models.load_tokenizer(run.model), training.load_base(run)
+    torch.manual_seed(run.seed)
+    total = training.schedule(len(parts["train"]), run.epochs, run.batch_size)["total_steps"]
+    (p.output / "folds").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=p.output / "folds") as folder:
+        trainer = trainers.make_trainer(lora.adapt(base, run, total), parts, run, tokenizer.pad_token_id, Path(folder) / "run")
+        checkpoints.fit(trainer, {})
+    options = {"repetition_penalty": p.repetition_penalty, "report": lambda _: None}
+    questions = list(rows.select(asked)[QUESTION])
+    model = trainer.model.merge_and_unload() if hasattr(trainer.model, "merge_and_unload") else trainer.model
+    return answering.generate_answers(model, tokenizer, questions, p.max_new_tokens, AT_ONCE, **options)
+
+
+def _draw(p: config.SearchHyperparameters, study: "optuna.Study", trial: "optuna.Trial") -> TrainLora:
+    """The run that `trial` is to be: its stage's parameters drawn by TPE, all others at the best values so far.
+
+    Raises _Refused unless the trial is the one that fills its slot.
+    """
+    import optuna
+
+    slot, slots = trial.user_attrs.get("slot"), plan(p.trials)
+    if slot not in slots or slots_of(study, "RUNNING", "COMPLETE", "PRUNED")[slot].number != trial.number:
+        raise _Refused
+    best, first = ranked(study), first_run(p, epochs=p.epochs)
+    start = best[0].params if best else {name: getattr(first, name) for name in NAMES}
+    fixed = {name: value for name, value in start.items() if name not in STAGES.get(slots[slot], ())}
+    seed = int(config.digest_of([p.seed, slot])[:8], 16)  # the slot's own: a resumed search draws as one in one go
+    tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=False)
+    study.sampler = optuna.samplers.PartialFixedSampler(fixed, tpe)
+    drawn: dict[str, Any] = {}
+    for name, allowed in space(p).items():
+        if hasattr(allowed, "choices"):
+            drawn[name] = trial.suggest_categorical(name, allowed.choices)
+        else:
+            suggest = trial.suggest_int if isinstance(allowed.low, int) else trial.suggest_float
+            drawn[name] = suggest(name, allowed.low, allowed.high, log=True)
+    return first.model_copy(update=rounded(drawn))
+
+
+def _objective(
+    p: config.SearchHyperparameters, study: "optuna.Study", dataset: Any, folds: list, trial: "optuna.Trial"
+) -> float:
+    """Mean ROUGE-L of all questions held out by the folds; after each a hopeless trial, unless it is run A, is stopped."""
+    import optuna
+
+    from .training import DivergedError
+
+    run, rows, started = _draw(p, study, trial), dataset["train"], time.perf_counter()
+    references, parents = list(rows[ANSWER]), rows[PARENT] if PARENT in rows.column_names else [None] * len(rows)
+    answers: dict[int, str] = {}
+    known: dict[str, list[float]] = {"folds": [], "scores": []}
+    for number, held in enumerate(folds, start=1):
+        asked = [i for i in held if not parents[i]]  # a follow-up cannot be answered without what came before
+        try:
+            told = train_and_answer(p, run, dataset, held, asked)
+        except DivergedError as error:
+            trial.set_user_attr("diverged", str(error))
+            raise optuna.TrialPruned from None
+        answers |= dict(zip(asked, told, strict=True))
+        scores = metrics.score_items(told, [references[i] for i in asked])[metrics.PRIMARY].tolist()
+        for i, score in zip(asked, scores, strict=True):
+            trial.report(score, i)
+        known["scores"] += scores
+        known["folds"].append(sum(scores) / len(scores))
+        trial.set_user_attr("folds", known["folds"])
+        trial.set_user_attr("bleu", metrics.corpus_bleu([*answers.values()], [references[i] for i in answers])[0])
+        trial.set_user_attr("seconds", time.perf_counter() - started)
+        if number < len(folds) and trial.user_attrs["stage"] != FIRST and trial.should_prune():
+            raise optuna.TrialPruned
+    return sum(known["scores"]) / len(known["scores"])
+
+
+def _say(_: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
+    """One plain line about a finished trial."""
+    if trial.state.name not in ("COMPLETE", "PRUNED"):
+        return
+    known = trial.user_attrs
+    values = ", ".join(f"{name} {value:g}" for name, value in rounded(trial.params).items())
+    folds = " ".join(f"{mean:.4f}" for mean in known.get("folds", []))
+    end = f"ROUGE-L {trial.value:.4f}" if trial.state.name == "COMPLETE" else "diverged" if "diverged" in known else "stopped"
+    print(
+        f"  trial {trial.number} ({known['stage']}): {values}: {end} (folds {folds}), {known.get('seconds', 0):.0f} s",
+        flush=True,
+    )
+
+
+def _fill(study: "optuna.Study", p: config.SearchHyperparameters) -> None:
+    """Queue a trial for each slot that has none, or only failed ones."""
+    there, first = slots_of(study, "WAITING", "RUNNING", "COMPLETE", "PRUNED"), first_run(p)
+    for slot, stage in plan(p.trials).items():
+        if slot not in there:
+            values = {name: getattr(first, name) for name in NAMES} if stage == FIRST else {}
+            study.enqueue_trial(values, {"slot": slot, "stage": stage})
+
+
+def work(p: config.SearchHyperparameters) -> None:
+    """Take waiting trials until all of the search are finished, by this worker or by others."""
+    import optuna
+
+    study, dataset = open_study(p), data.load_parts(p.processed)
+    table = split_folds(dataset["train"], p.folds, p.seed)
+    folds = [table.index[table.fold == number].tolist() for number in range(1, p.folds + 1)]
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        study._storage.record_heartbeat(trial._trial_id)  # one killed before its first heartbeat would never count as dead
+    while not finished(study, p.trials):
+        optuna.storages.fail_stale_trials(study)
+        _fill(study, p)
+        if not slots_of(study, "WAITING").keys() & plan(p.trials).keys():
+            time.sleep(POLL_S)  # others are at work on the last ones
+            continue
+        try:
+            study.optimize(functools.partial(_objective, p, study, dataset, folds), 1, catch=(_Refused,), callbacks=[_say])
+        except ValueError as error:
+            if "Cannot tell a FAIL trial" not in str(error):  # another worker took this one for dead, and took it over
+                raise
+
+
+def run(p: config.SearchHyperparameters) -> "optuna.Study":
+    """The finished study: goes on where an earlier call was interrupted, with `p.processes` processes of its own.
+
+    Raises SearchError, before anything is trained where it can be known then.
+    """
+    study = open_study(p)
+    split_folds(data.load_parts(p.processed)["train"], p.folds, p.seed)
+    if finished(study, p.trials):
+        print("  all trials are finished; nothing is trained anew")
+        return study
+    _fill(study, p)
+    command = [sys.executable, "-m", "interviewmate_utils.workers", p.model_dump_json(), str(config.ROOT)]
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // p.processes)
+    options = {"cwd": config.ROOT, "env": os.environ | {"OMP_NUM_THREADS": str(threads)}, "text": True}
+    options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(subprocess.Popen(command, **options)) for _ in range(p.processes)]
+        pool = stack.enter_context(ThreadPoolExecutor(p.processes))
+        stack.callback(lambda: [worker.kill() for worker in started])  # an interrupted notebook leaves none behind
+        said = list(pool.map(_relay, started))
+        codes = [worker.wait() for worker in started]
+    shutil.rmtree(p.output / "folds", ignore_errors=True)  # of killed workers
+    if any(codes) and not finished(study, p.trials):
+        worker = next(i for i, code in enumerate(codes) if code)
+        raise SearchError(f"a worker ended with exit code {codes[worker]}; its last lines:\n" + "".join(said[worker][-12:]))
+    if not ranked(study):
+        raise SearchError("no trial came to its end: lower the learning_rates")
+    return study
+
+
+def _relay(worker: subprocess.Popen) -> list[str]:
+    """All lines of a worker; those about trials are shown as they come."""
+    lines = []
+    for line in worker.stdout:
+        lines.append(line)
+        if line.startswith("  trial "):
+            print(line, end="", flush=True)
+    return lines
+
+
+def judge(p: config.SearchHyperparameters) -> "pd.DataFrame":
+    """ROUGE-L of each test question, mean over seeds, of run A's kept weights and of the winner, trained here on all rows."""
+    import pandas as pd
+
+    from . import answering, lora, models, training
+
+    test, tokenizer = data.load_parts(p.processed)["test"], models.load_tokenizer(p.model)
+    options = {"repetition_penalty": p.repetition_penalty, "report": lambda _: None}
+    scores: dict[str, list] = {FIRST: [], f"run {WINNER}": []}
+    for seed in p.verdict_seeds:
+        found = first_run(p, p.output / f"{WINNER}.yaml", seed=seed)
+        training.train(found)
+        for name, folder in zip(scores, (p.trained("A", seed), found.trained), strict=True):
+            model = lora.load_trained(p.model, folder, p.device)
+            told = answering.generate_answers(model, tokenizer, list(test[QUESTION]), p.max_new_tokens, AT_ONCE, **options)
+            scores[name].append(metrics.score_items(told, list(test[ANSWER]))[metrics.PRIMARY])
+    return pd.DataFrame({name: pd.concat(each, axis=1).mean(axis=1) for name, each in scores.items()})
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()  # returns when whoever started this worker is gone
+    os._exit(1)
+
+
+def main() -> None:
+    config.ROOT = Path(sys.argv[2])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(config.SearchHyperparameters.model_validate_json(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Search the hyperparameters
+#
+# **Question.** Are there hyperparameters that serve this model and corpus better than run A's?
+#
+# **In:** the prepared corpus (`01_prepare_data`), run A's file, and for the verdict its weights (`04_train_lora`). **Out:** a
+# ranking of trials, and the best one as a run file. **Needs:** 2 GB, with the embedded model about three minutes for the short
+# search of `make report`; for the 12 trials of `make search` about half an hour on two cores, and then ten minutes for the verdict.
+
+# %%
+import matplotlib.pyplot as plt
+import optuna
+import pandas as pd
+from IPython.display import Markdown
+
+from interviewmate_utils import data, plots, provenance, results, search, stats, workers
+from interviewmate_utils.config import ROOT, SearchHyperparameters
+
+# %% tags=["parameters"]
+profile: str = "quick"  # names the folders below data/processed/ and reports/
+study: str = "short"  # name of the search; one with another name has a report of its own
+corpus: str = "original"  # prepared corpus; its folder says which base its tokens belong to
+device: str = "auto"  # cuda, else mps, else cpu
+trials: int = 2  # in all; more than before continue a finished search
+folds: int = 2  # of the cross-validation
+epochs: float = 0.1  # passes over the rows that a fold trains on
+learning_rates: list = [1e-5, 1e-3]  # lowest and highest
+max_new_tokens: int = 12  # length limit of an answer
+repetition_penalty: float = 1.2  # as where the models are evaluated
+storage: str = ""  # database URL, for a study that machines share; empty: an SQLite file among the outputs
+processes: int = 1  # workers on this machine
+prune: bool = True  # stop hopeless trials after a fold
+verdict_seeds: list = []  # of the trainings that the test part judges; none: no verdict
+seed: int = 13  # of folds, draws and trainings
+
+# %%
+params = SearchHyperparameters.from_cell(globals())
+plots.setup()
+provenance.overview(params)
+
+# %% [markdown]
+# ## The space and its stages
+#
+# The first trial is run A itself, so that the ranking always holds it. Each stage then varies two or three parameters that act
+# on the same thing, and keeps all others at the best values so far: a full grid of these seven would take thousands of trials.
+# Batch size goes with the warm-up, since it decides how many steps there are to warm up in.
+
+# %%
+space, first = search.space(params), search.first_run(params, epochs=params.epochs)
+stage_of = {name: stage for stage, names in search.STAGES.items() for name in names}
+rows = {name: {"stage": stage_of[name], "run A": f"{getattr(first, name):g}"} for name in space}
+allowed = {n: getattr(d, "choices", None) or f"{d.low:g} to {d.high:g}, log scale" for n, d in space.items()}
+pd.DataFrame(rows).T.assign(searched=pd.Series(allowed).map(str))
+
+# %% [markdown]
+# Within a stage the tree-structured Parzen estimator draws values (TPE, Bergstra et al. 2011), at random until a few trials have
+# finished. Each trial draws from a seed of its own, so that a search that was interrupted draws as one that was not.
+
+# %%
+pd.Series(search.plan(params.trials)).value_counts(sort=False).rename("trials").to_frame()
+
+# %% [markdown]
+# ## The folds
+#
+# Every trial trains once per fold, on the other folds' rows, and answers the questions held out. Folds are stratified by subfield,
+# and a follow-up stays with its first question. The validation part picks the epoch that is kept, as in every run; the folds
+# alone rank; the test part is not touched before the verdict.
+
+# %%
+dataset = data.load_parts(params.processed)
+table = search.split_folds(dataset["train"], params.folds, params.seed)
+pd.crosstab(table.stratum, table.fold, margins=True, margins_name="all")
+
+# %% [markdown]
+# Two checks: every row is held out once, and no conversation is torn apart.
+
+# %%
+assert table.fold.between(1, params.folds).all()
+assert table.groupby("conversation").fold.nunique().max() == 1
+follow_ups = int((table.conversation != table.index).sum())
+Markdown(f"{len(table)} rows, of them {follow_ups} follow-ups, each in the fold of its first question.")
+
+# %% [markdown]
+# ## Search
+#
+# The value of a trial is the mean ROUGE-L of all questions held out; where two are equal, corpus BLEU decides. After each fold a
+# Wilcoxon test compares a trial with the best one on the same questions, and stops it where it is clearly behind. The test is made
+# often, so it stops a good trial now and then: the price of the time saved. A trial whose loss is no longer a number is stopped,
+# too. The study is kept in a database: an interrupted search goes on with what is missing, a killed worker's trial is begun
+# again, a finished search trains nothing.
+
+# %%
+finished = workers.run(params)
+ranking = search.table(finished, seed=params.seed)
+best = search.ranked(finished)[0]
+
+# %% [markdown]
+# ## Ranking
+#
+# `sd` is the spread over folds, `low` to `high` a 95 % t interval of their mean. It is rough: folds share training rows, so
+# their means are not independent. `difference` is to run A's own trial on the same questions, with its interval. All of this is
+# exploratory: the best of several trials looks better than it is, since its score is why it was chosen.
+
+# %%
+scores = ["rouge_l", "sd", "low", "high", "bleu", "difference", "difference_low", "difference_high"]
+style = ranking.drop(columns=["trial", "folds"]).style.format("{:.3g}", subset=search.NAMES)
+style.format("{:.4f}", subset=scores, na_rep="-").format("{:.0f}", subset=["seconds"], na_rep="-")
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 0.35 * len(ranking) + 1.2))
+plots.interval_bars(ranking, "rouge_l", "low", "high", "ROUGE-L F1 of held-out questions (mean, rough 95 % t interval)", ax)
+plots.save(fig, "ranking", params.output)
+
+# %% [markdown]
+# ## Which parameter matters
+#
+# The importance of a parameter is the share of what distinguishes the best trials from the others that it explains alone
+# (PED-ANOVA, Watanabe et al. 2023). From a dozen trials this is a hint at most, and a parameter that was varied in few of them
+# can hardly show any.
+
+# %%
+complete, needed = int((ranking.outcome == "complete").sum()), 6
+if complete >= needed:
+    share = pd.Series(optuna.importance.get_param_importances(finished)).sort_values()
+    fig, ax = plt.subplots(figsize=(8, 3))
+    ax.barh(share.index, share, color=plots.PALETTE[0])
+    ax.set(xlabel=f"share of importance (PED-ANOVA, {complete} complete trials)")
+    plots.save(fig, "importance", params.output)
+else:
+    print(f"Importance needs {needed} complete trials; there are {complete}.")
+
+# %% [markdown]
+# ## What was tried together
+#
+# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the score: look for a direction
+# in which it changes. Only trials of one panel are comparable, since a later stage starts from better values of the others.
+
+# %%
+labels = {"learning_rate": "peak learning rate", "dropout": "dropout (share)", "warmup_steps": "warm-up (steps)"}
+labels |= {"rank": "rank", "alpha": "alpha", "weight_decay": "weight decay"}
+limits = ranking.rouge_l.min() - 1e-4, ranking.rouge_l.max() + 1e-4
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+for ax, (stage, names) in zip(axes, search.STAGES.items(), strict=True):
+    ax.set(title=stage, xlabel=labels[names[0]], ylabel=labels[names[1]])
+    for shown, marker in ((stage, "o"), (search.FIRST, "s")):
+        points = plots.tried(ranking[ranking.stage == shown], names, space, "rouge_l", limits, marker, ax)
+fig.colorbar(points, ax=axes, label="ROUGE-L F1, held-out questions")
+plots.save(fig, "together", params.output)
+
+# %% [markdown]
+# ## The winner as a run
+#
+# The file is like those in `notebooks/params/runs/`: copy it there, and add its name to the `runs` of the profile, to have it trained
+# and evaluated with the others. It trains for as many epochs as run A. Where the profile scales learning rates, the file holds
+# the rate before that; the check reads it back as a training would.
+
+# %%
+path = search.write_winner(params, best)
+again = search.first_run(params, path)
+print(f"{path.relative_to(ROOT)}, trained under this profile with a learning rate of {again.learning_rate:g}:\n")
+print(path.read_text())
+
+# %% [markdown]
+# ## Verdict on the test part
+#
+# The winner is trained on the whole training part with each seed, and compared with run A's kept weights on the test questions,
+# a question's score being the mean over seeds. This is done once, for the winner alone, so one comparison is the whole family.
+# If the two cannot be distinguished, that is the finding: run A's values were good enough, or the sample is too small to tell.
+
+# %%
+texts, numbers, judged = [], {}, best.user_attrs["stage"] != search.FIRST and params.verdict_seeds
+if judged:
+    wide = workers.judge(params)
+    verdict = stats.verdicts(wide, search.FIRST, 9999, params.seed)
+    texts = [stats.sentence(name, search.FIRST, "ROUGE-L", row) for name, row in verdict.iterrows()]
+    results.write_table(verdict, "verdict", params.output)
+    numbers = {"test_difference_score": verdict.difference.iloc[0], "test_p": verdict.p_holm.iloc[0]}
+
+# %%
+reason = "no seeds were given" if not params.verdict_seeds else "run A itself came first, and there is nothing to compare"
+Markdown("\n".join(texts) or f"No verdict: {reason}.")
+
+# %% [markdown]
+# ## Limits
+#
+# - Few trials in seven dimensions: another search of the same length may end elsewhere, and none shows that there is nothing better.
+# - A fold trains on fewer rows, and for as many epochs as the table at the top says. A warm-up of so many steps is therefore a
+#   larger share of a trial than of a run, and settings that learn fast are favoured.
+# - One seed a trial: part of a difference between trials is what another seed would have given.
+# - ROUGE-L rewards shared words and fitting length, here as elsewhere.
+
+# %%
+results.write_table(ranking, "ranking", params.output)
+outcomes = ranking.outcome.value_counts()
+numbers |= {f"{name}_count": int(outcomes.get(name, 0)) for name in ("complete", "stopped", "diverged")}
+numbers |= {"best_rouge_l_score": best.value, "best_bleu_score": best.user_attrs["bleu"], "search_s": ranking.seconds.sum()}
+print("Saved", results.write_results(params, numbers, headline="\n".join(texts)).relative_to(ROOT))
