@@ -146,12 +146,11 @@ rule search_hyperparameters:  # the short search
     input:
         made_of("05_search_hyperparameters"),
         prepared(resolved("05_search_hyperparameters").corpus),
-        "notebooks/params/runs/A.yaml",
         notebook="notebooks/05_search_hyperparameters.ipynb",
     params:
         files=files("05_search_hyperparameters"),
         values=str(resolved("05_search_hyperparameters")),
-        first=str(resolved("04_train_lora", "A")),  # the profile may scale run A's values
+        first=str(resolved("04_train_lora", "A")),  # what the search compares with, as the profile scales it
     output:
         update(f"{OUT}/05_search_hyperparameters.ipynb"),
     threads: THREADS
@@ -167,7 +166,6 @@ rule search_longer:  # `make search`; a report of its own, which `make report` n
             f"{OUT}/04_train_lora_A_seed{seed}.ipynb"
             for seed in resolved("05_search_hyperparameters", wildcards.study).verdict_seeds
         ],
-        "notebooks/params/runs/A.yaml",
         notebook="notebooks/05_search_hyperparameters.ipynb",
     params:
         files=lambda wildcards: files("05_search_hyperparameters", wildcards.study),

@@ -183,9 +183,10 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
     Raises SearchError, before anything is trained where it can be known then.
     """
     study = open_study(p)
-    split_folds(data.load_parts(p.processed)["train"], p.folds, p.seed)
+    split_folds(data.load_parts(p.processed)["train"], p.folds, p.seed)  # raises where there are too few rows
     if finished(study, p.trials):
         print("  all trials are finished; nothing is trained anew")
+        shutil.rmtree(p.output / "folds", ignore_errors=True)
         return study
     _fill(study, p)
     command = [sys.executable, "-m", "interviewmate_utils.workers", p.model_dump_json(), str(config.ROOT)]

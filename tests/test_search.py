@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 from optuna.trial import TrialState
+from safetensors.torch import load_file, save_file
 from tiny import corpus_rows, save_tiny
 from transformers import AutoTokenizer
 
@@ -291,12 +292,13 @@ def test_a_killed_workers_trial_is_run_again_and_counts_once(root: Path) -> None
     worker.wait()
     study = search.open_study(p)
     assert len(study.get_trials(states=[TrialState.RUNNING])) == 1
-    assert start(root, p, "run").wait(300) == 0
+    assert start(root, p).wait(300) == 0
     study = search.open_study(p)
     assert counted(study) == dict.fromkeys(search.plan(4), 1)
     assert [t.state for t in study.trials].count(TrialState.FAIL) == 1
     assert len(study.trials) == 5
-    assert not (p.output / "folds").exists()
+    workers.run(p)
+    assert not (p.output / "folds").exists()  # what the killed one left
 
 
 def test_a_worker_killed_before_its_first_heartbeat_is_not_waited_for_in_vain(root: Path, pretend, monkeypatch) -> None:
@@ -490,7 +492,8 @@ def test_other_data_weights_or_settings_are_another_study(root: Path) -> None:
     assert search.open_study(parameters(**same)).study_name == names[0]
     for changes in ({"seed": 4}, {"folds": 2}, {"epochs": 2.0}, {"max_new_tokens": 9}, {"corpus": "follow_ups"}):
         names.append(search.open_study(parameters(**changes)).study_name)
-    save_tiny(root / MODEL, loudness=5.0)
+    weights = load_file(root / MODEL / "model.safetensors")
+    save_file({name: 1.1 * tensor for name, tensor in weights.items()}, root / MODEL / "model.safetensors")
     names.append(search.open_study(parameters()).study_name)
     assert len(set(names)) == 7
 
@@ -512,10 +515,10 @@ def test_a_password_in_the_address_is_refused_unless_it_comes_from_the_environme
     assert (root / "elsewhere.db").exists()
 
 
-def test_a_study_at_a_shared_address_is_continued_from_another_folder(root: Path, pretend: Callable) -> None:
+def test_a_study_at_a_shared_address_is_continued_from_another_checkout(root: Path, pretend, monkeypatch) -> None:
     seen, url = pretend(lambda run: 0.5), f"sqlite:///{root / 'shared.db'}"
     workers.work(parameters(storage=url, trials=2))
-    shutil.rmtree(root / "reports")
+    monkeypatch.setattr(config, "ROOT", Path(shutil.copytree(root, root.with_name("another"))))
     workers.work(parameters(storage=url, trials=4))
     assert len(seen) == 4 * 3
 

@@ -12,7 +12,8 @@ import pytest
 
 from interviewmate_utils.config import ROOT
 
-RULES = ["prepare_data", "prepare_another_corpus", "build_embedded_model", "train_lora", "evaluate_models", "summarise", "site"]
+RULES = ["prepare_data", "prepare_another_corpus", "build_embedded_model", "train_lora", "search_hyperparameters"]
+RULES += ["evaluate_models", "summarise", "site"]
 RUNS = ["A", "B", "C", "enhanced"]  # of the profiles
 
 
@@ -76,7 +77,7 @@ def test_nothing_changed_runs_nothing(copy):
 
 def test_changed_raw_file_reruns_the_corpus_and_what_follows(copy):
     rewrite(copy / "data/raw/interview_qa.jsonl", "gradient", "Gradient")
-    assert planned(copy) == {"prepare_data", "prepare_another_corpus", "train_lora", "evaluate_models", "summarise", "site"}
+    assert planned(copy) == {*RULES} - {"build_embedded_model"}
 
 
 def test_changed_second_file_reruns_the_corpus_that_it_enlarges_and_its_run(copy):
@@ -94,7 +95,9 @@ def test_changed_notebook_reruns_itself_and_what_follows(copy):
 
 
 def test_changed_parameter_reruns_only_the_notebook_that_takes_it(copy):
-    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "max_new_tokens: 240", "max_new_tokens: 200")
+    rewrite(
+        copy / "notebooks/params/profiles/embedded.yaml", "items: 0\n  max_new_tokens: 240", "items: 0\n  max_new_tokens: 200"
+    )
     assert planned(copy) == {"evaluate_models", "summarise", "site"}
 
 
@@ -104,7 +107,7 @@ def test_changed_parameter_reruns_only_the_notebook_that_takes_it(copy):
 )
 def test_changed_run_file_retrains_that_run_with_each_seed(copy, before, after):
     rewrite(copy / "notebooks/params/runs/A.yaml", before, after)
-    assert planned(copy) == {"train_lora", "evaluate_models", "summarise", "site"}
+    assert planned(copy) == {"train_lora", "search_hyperparameters", "evaluate_models", "summarise", "site"}
     assert trainings(copy) == ["A_seed13", "A_seed14", "A_seed15"]
 
 
@@ -116,7 +119,7 @@ def test_same_rate_written_differently_changes_nothing(copy):
 
 def test_changed_factor_of_the_profile_retrains_every_run(copy):
     rewrite(copy / "notebooks/params/profiles/embedded.yaml", "{times: 20}", "{times: 10}")
-    assert planned(copy) == {"train_lora", "evaluate_models", "summarise", "site"}
+    assert planned(copy) == {"train_lora", "search_hyperparameters", "evaluate_models", "summarise", "site"}
     assert trainings(copy) == sorted(f"{run}_seed{seed}" for run in RUNS for seed in (13, 14, 15))
 
 
@@ -162,7 +165,7 @@ def test_trainings_go_side_by_side_where_the_profile_says_so(copy):
 
 def test_changed_module_reruns_the_notebooks_that_import_it(copy):
     rewrite(copy / "interviewmate_utils/stats.py", "Paired comparison", "Paired Comparison")
-    assert planned(copy) == {"evaluate_models", "summarise", "site"}
+    assert planned(copy) == {"search_hyperparameters", "evaluate_models", "summarise", "site"}
 
 
 def test_changed_weights_rerun_all_that_reads_them(copy):
@@ -173,6 +176,24 @@ def test_changed_weights_rerun_all_that_reads_them(copy):
 def test_missing_report_is_made_again(copy):
     (copy / "reports/embedded/02_build_embedded_model.ipynb").unlink()
     assert planned(copy) == {"build_embedded_model", "summarise", "site"}
+
+
+def test_changed_search_reruns_the_search_alone(copy):
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "folds: 3", "folds: 2")
+    assert planned(copy) == {"search_hyperparameters", "site"}
+
+
+def test_make_search_runs_the_longer_search_after_run_a(copy):
+    listed = snakemake(
+        copy, "-n", "--config", "profile=embedded", "--", "reports/embedded/05_search_hyperparameters_full.ipynb"
+    )
+    assert listed.returncode == 0, listed.stderr[-2000:]
+    assert re.findall(r"^rule (\w+):", listed.stdout + listed.stderr, re.M) == ["search_longer"]
+    (copy / "reports/embedded/04_train_lora_A_seed14.ipynb").unlink()
+    listed = snakemake(
+        copy, "-n", "--config", "profile=embedded", "--", "reports/embedded/05_search_hyperparameters_full.ipynb"
+    )
+    assert re.findall(r"^rule (\w+):", listed.stdout + listed.stderr, re.M) == ["train_lora", "search_longer"]
 
 
 def test_another_profile_runs_the_same_notebooks(copy):
@@ -211,5 +232,5 @@ def test_rules_take_all_cores_here_and_a_jobs_own_on_a_cluster(copy, monkeypatch
 
 def test_make_without_a_target_lists_the_targets():
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("report", "test", "ask", "lab", "site", "wheelhouse", "clean"):
+    for target in ("report", "test", "search", "ask", "lab", "site", "wheelhouse", "clean"):
         assert f"make {target}" in listed
