@@ -83,5 +83,5 @@ lock:  ## renew requirements.lock from a fresh environment
 	  build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -Ev '^(nvidia|cuda|triton)'; } > requirements.lock
 
 clean:  ## remove what was built: reports, processed data, caches (not the environment)
-	@find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+	@find reports -mindepth 1 -maxdepth 1 ! -name published ! -name LOG.md -exec rm -rf {} +
 	@rm -rf data/processed .snakemake build .pytest_cache .ruff_cache
