@@ -94,6 +94,7 @@ rule prepare_data:
         values=str(resolved("01_prepare_data")),
     output:
         update(f"{OUT}/01_prepare_data.ipynb"),
+    priority: 1  # all trainings wait for it
     threads: THREADS
     shell:
         RUN_COMMAND
@@ -108,6 +109,7 @@ rule prepare_another_corpus:
         values=lambda wildcards: str(resolved("01_prepare_data", wildcards.corpus)),
     output:
         update(OUT + "/01_prepare_data_{corpus}.ipynb"),
+    priority: 1  # all trainings wait for it
     threads: THREADS
     shell:
         RUN_COMMAND
