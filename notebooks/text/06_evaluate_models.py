@@ -187,7 +187,8 @@ seed_spread.round(4)
 # %%
 fig, ax = plt.subplots(figsize=(8, 0.5 * len(seed_spread) + 1.2))
 plots.interval_bars(means.loc[seed_spread.index], "mean", "low", "high", "ROUGE-L F1", ax)
-sns.stripplot(data=per_seed, x="mean", y="system", order=list(seed_spread.index), color="black", marker="|", size=14, ax=ax)
+strokes = {"marker": "|", "size": 16, "linewidth": 2, "color": "black", "jitter": False, "zorder": 3}
+sns.stripplot(data=per_seed, x="mean", y="system", order=list(seed_spread.index), ax=ax, **strokes)
 ax.set(xlabel="ROUGE-L F1: mean with 95 % interval over questions; strokes: single seeds", ylabel="")
 plots.save(fig, "seeds", params.output)
 

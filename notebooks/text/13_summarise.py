@@ -163,9 +163,12 @@ for ax, (column, label) in zip(axes, prices.items(), strict=True):
     for run, row in means.loc[cost.index].iterrows():
         errors = [[row["mean"] - row.low], [row.high - row["mean"]]]
         ax.errorbar(cost.loc[run, column], row["mean"], errors, fmt="o", color=plots.colour(run), label=run, capsize=3)
-    ax.set(xlabel=label, xscale="log" if column == "trainable_count" else "linear")
+    ax.set(xlabel=label, xlim=(0, 1.15 * cost[column].fillna(0).max() or 1))  # all may have been resumed: no time is known
+axes[0].set(xscale="log", xlim=(cost.trainable_count.min() / 2, cost.trainable_count.max() * 2))
+axes[0].set_xticks(cost.trainable_count, [f"{count:,.0f}" for count in cost.trainable_count], rotation=40, minor=False)
+axes[0].minorticks_off()
 axes[0].set_ylabel("ROUGE-L F1 (mean, 95 % interval)")
-axes[-1].legend()
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
 plots.save(fig, "price", params.output)
 
 # %% [markdown]
