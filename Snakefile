@@ -48,10 +48,10 @@ def resolved(stem, run=None):
 def made_of(stem, run=None):
     """What a report depends on besides other reports: package modules, lock file, raw data, tracked weights.
 
-    A training learns from its prepared corpus which weights are its base, and that corpus's report depends on them. Named
+    Trainings learn from their prepared corpus which weights are their base, and that corpus's report depends on them. Named
     here, they would join the inputs once there is a corpus, and that change would train everything again.
     """
-    read = [] if stem == "04_train_lora" else resolved(stem, run).inputs()
+    read = [] if stem in ("04_train_lora", "05_search_hyperparameters") else resolved(stem, run).inputs()
     tracked = [p for p in read if p.is_relative_to(ROOT / "data") and "processed" not in p.parts]
     found = [file for path in tracked for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     found += provenance.modules_used(Path(f"notebooks/{stem}.ipynb"))

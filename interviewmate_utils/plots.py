@@ -79,6 +79,10 @@ def tried(
             places.append(list(table[name]))
             axis("log")
             axes.set(**{f"{letter}lim": (allowed.low / 1.2, allowed.high * 1.2)})
+            if isinstance(allowed.low, int):  # a few whole numbers; powers of ten would hardly show any
+                doubled = [allowed.low * 2**k for k in range(16) if allowed.low * 2**k <= allowed.high]
+                axes.set(**{f"{letter}ticks": doubled, f"{letter}ticklabels": doubled})
+                getattr(axes, f"{letter}axis").minorticks_off()
     look = {"vmin": limits[0], "vmax": limits[1], "cmap": "cividis", "edgecolors": "black", "zorder": 3}
     return axes.scatter(*places, c=table[value].astype(float), marker=marker, s=80, **look)
 

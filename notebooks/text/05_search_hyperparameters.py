@@ -12,7 +12,7 @@
 # **Question.** Are there hyperparameters that serve this model and corpus better than run A's?
 #
 # **In:** the prepared corpus (`01_prepare_data`), run A's file, and for the verdict its weights (`04_train_lora`). **Out:** a
-# ranking of trials, and the best one as a run file. **Needs:** 2 GB, with the embedded model about three minutes for the short
+# ranking of trials, and the best one as a run file. **Needs:** 3 GB, with the embedded model two to four minutes for the short
 # search of `make report`; for the 12 trials of `make search` about half an hour on two cores, and then ten minutes for the verdict.
 
 # %%
