@@ -9,7 +9,9 @@ from interviewmate_utils import config, run
 from interviewmate_utils.config import ParameterError
 
 NOTEBOOKS = [p for p in sorted(config.NOTEBOOKS.glob("*.ipynb")) if p.stem in config.BY_STEM]
-PARAMETER_FILES = sorted((config.NOTEBOOKS / "params").rglob("*.yaml"))
+PARAMETER_FILES = [
+    p for p in sorted((config.NOTEBOOKS / "params").rglob("*.yaml")) if p.parent.name != "executors"
+]  # Snakemake's own
 TRAIN = {
     "profile": "mine",
     "seed": 13,
