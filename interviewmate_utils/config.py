@@ -78,6 +78,10 @@ class Parameters(BaseModel):
         """Output folder of another run of the same profile."""
         return ROOT / "reports" / self.profile / run_name
 
+    def weights_of(self, run: str, seed: int) -> Path:
+        """Folder of the trained weights of one run and seed."""
+        return self.sibling(f"{TrainLora.stem}_{run}_seed{seed}") / TRAINED
+
 
 class PrepareData(Parameters):
     stem: ClassVar[str] = "01_prepare_data"
@@ -151,7 +155,25 @@ class Hardware(NamedTuple):
         return cls(found[1], int(found[2] or 1), bool(found[3]))
 
 
-class TrainLora(Parameters):
+class _OnPrepared(Parameters):
+    """A notebook that trains on one prepared corpus, whose model is its base."""
+
+    @property
+    def processed(self) -> Path:
+        return processed_folder(self.profile, self.corpus)
+
+    @property
+    def model(self) -> str:
+        """The base: the model whose tokens the prepared corpus holds; empty before there is one."""
+        return prepared_for(self.processed)
+
+    def inputs(self) -> list[Path]:
+        if self.model or not self.processed.exists():
+            return [self.processed, *(local_model_files(self.model) if self.model else [])]
+        return [self.processed, self.processed / PREPARED]  # a corpus of before, which must be prepared again
+
+
+class TrainLora(_OnPrepared):
     stem: ClassVar[str] = "04_train_lora"
     run: Name
     corpus: Name
@@ -198,26 +220,12 @@ class TrainLora(Parameters):
         return f"{self.stem}_{self.run}_seed{self.seed}"
 
     @property
-    def processed(self) -> Path:
-        return processed_folder(self.profile, self.corpus)
-
-    @property
-    def model(self) -> str:
-        """The base: the model whose tokens the prepared corpus holds; empty before there is one."""
-        return prepared_for(self.processed)
-
-    @property
     def trained(self) -> Path:
         """Folder of the trained weights."""
         return self.output / TRAINED
 
-    def inputs(self) -> list[Path]:
-        if self.model or not self.processed.exists():
-            return [self.processed, *(local_model_files(self.model) if self.model else [])]
-        return [self.processed, self.processed / PREPARED]  # a corpus of before, which must be prepared again
 
-
-class SearchHyperparameters(Parameters):
+class SearchHyperparameters(_OnPrepared):
     stem: ClassVar[str] = "05_search_hyperparameters"
     study: Name
     corpus: Name
@@ -251,22 +259,9 @@ class SearchHyperparameters(Parameters):
     def run_name(self) -> str:
         return self.stem if self.study == "short" else f"{self.stem}_{self.study}"
 
-    @property
-    def processed(self) -> Path:
-        return processed_folder(self.profile, self.corpus)
-
-    @property
-    def model(self) -> str:
-        """The base: the model whose tokens the prepared corpus holds; empty before there is one."""
-        return prepared_for(self.processed)
-
-    def trained(self, run: str, seed: int) -> Path:
-        """Folder of the trained weights of one run and seed."""
-        return self.sibling(f"{TrainLora.stem}_{run}_seed{seed}") / TRAINED
-
     def inputs(self) -> list[Path]:
-        read = [self.processed, *(local_model_files(self.model) if self.model else []), NOTEBOOKS / "params/runs/A.yaml"]
-        return read + [self.trained("A", seed) for seed in self.verdict_seeds]
+        read = [*super().inputs(), NOTEBOOKS / "params/runs/A.yaml"]
+        return read + [self.weights_of("A", seed) for seed in self.verdict_seeds]
 
 
 class EvaluateModels(Parameters):
@@ -283,12 +278,8 @@ class EvaluateModels(Parameters):
     resamples: Annotated[int, Field(ge=100)]
 
     def inputs(self) -> list[Path]:
-        trained = [self.trained(run, seed) for run in self.runs for seed in self.seeds]
+        trained = [self.weights_of(run, seed) for run in self.runs for seed in self.seeds]
         return [self.processed, *local_model_files(self.model), *trained]
-
-    def trained(self, run: str, seed: int) -> Path:
-        """Folder of the trained weights of one run and seed."""
-        return self.sibling(f"{TrainLora.stem}_{run}_seed{seed}") / TRAINED
 
 
 class Summarise(Parameters):

@@ -12,7 +12,9 @@ from . import config
 
 def _trained(profile: str) -> Path | None:
     """The folder of those of the profile's trained weights whose validation loss is the lowest."""
-    records = (config.ROOT / "reports" / profile).glob(f"04_train_lora_*/{config.TRAINED}/training.json")
+    from .training import RECORD
+
+    records = (config.ROOT / "reports" / profile).glob(f"{config.TrainLora.stem}_*/{config.TRAINED}/{RECORD}")
     loss = {
         path.parent: min(row["validation_loss"] or math.inf for row in json.loads(path.read_text())["log"] if row["step"])
         for path in records  # step 0 is the base, the same for all

@@ -1,6 +1,7 @@
 """One progress line per running notebook: which, which section, how long so far."""
 
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -44,3 +45,13 @@ class Progress:
         self._thread.join(2)
         end = "FAILED" if error_type else "done"
         print(("\r\x1b[2K" if self.live else "") + self._line(end), file=self.stream, flush=True)
+
+
+def relay(process: subprocess.Popen, prefix: str) -> list[str]:
+    """All lines that a process prints, to its end; those that begin with `prefix` are shown as they come."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(prefix):
+            print(line, end="", flush=True)
+    return lines

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import config, data, metrics
 from .config import TrainLora
+from .progress import relay
 from .rows import ANSWER, PARENT, QUESTION
 from .search import (
     FIRST,
@@ -197,7 +198,7 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
         started = [stack.enter_context(subprocess.Popen(command, **options)) for _ in range(p.processes)]
         pool = stack.enter_context(ThreadPoolExecutor(p.processes))
         stack.callback(lambda: [worker.kill() for worker in started])  # an interrupted notebook leaves none behind
-        said = list(pool.map(_relay, started))
+        said = list(pool.map(lambda worker: relay(worker, "  trial "), started))
         codes = [worker.wait() for worker in started]
     shutil.rmtree(p.output / "folds", ignore_errors=True)  # of killed workers
     if any(codes) and not finished(study, p.trials):
@@ -206,16 +207,6 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
     if not ranked(study):
         raise SearchError("no trial came to its end: lower the learning_rates")
     return study
-
-
-def _relay(worker: subprocess.Popen) -> list[str]:
-    """All lines of a worker; those about trials are shown as they come."""
-    lines = []
-    for line in worker.stdout:
-        lines.append(line)
-        if line.startswith("  trial "):
-            print(line, end="", flush=True)
-    return lines
 
 
 def judge(p: config.SearchHyperparameters) -> "pd.DataFrame":
@@ -230,7 +221,7 @@ def judge(p: config.SearchHyperparameters) -> "pd.DataFrame":
     for seed in p.verdict_seeds:
         found = first_run(p, p.output / f"{WINNER}.yaml", seed=seed)
         training.train(found)
-        for name, folder in zip(scores, (p.trained("A", seed), found.trained), strict=True):
+        for name, folder in zip(scores, (p.weights_of("A", seed), found.trained), strict=True):
             model = lora.load_trained(p.model, folder, p.device)
             told = answering.generate_answers(model, tokenizer, list(test[QUESTION]), p.max_new_tokens, AT_ONCE, **options)
             scores[name].append(metrics.score_items(told, list(test[ANSWER]))[metrics.PRIMARY])

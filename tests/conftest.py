@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -151,3 +152,10 @@ def workshop(tmp_path: Path, store: Path) -> Iterator[Workshop]:
         opened.root.mkdir()
         opened.lock.write_text("torch==2.13.0\n")
         yield opened
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the module's `template`, a small repository, which the package takes for the repository meanwhile."""
+    monkeypatch.setattr(config, "ROOT", tmp_path / "root")
+    return Path(shutil.copytree(template, tmp_path / "root"))

@@ -77,13 +77,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, which the package takes for the repository meanwhile."""
-    monkeypatch.setattr(config, "ROOT", tmp_path / "root")
-    return Path(shutil.copytree(template, tmp_path / "root"))
-
-
 def parameters(**changes: object) -> config.SearchHyperparameters:
     return config.SearchHyperparameters(**DEFAULTS | changes)
 
@@ -258,7 +251,7 @@ def test_the_verdict_trains_the_winner_on_all_rows_and_scores_the_test_part(root
     wide = workers.judge(p)
     assert wide.columns.tolist() == ["run A", "run searched"]
     assert len(wide) == 6
-    assert all(p.trained("searched", seed).exists() for seed in p.verdict_seeds)
+    assert all(p.weights_of("searched", seed).exists() for seed in p.verdict_seeds)
     missing = parameters(verdict_seeds=[9]).inputs()
     assert root / "reports/tiny/04_train_lora_A_seed9/trained" in missing
 

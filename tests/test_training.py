@@ -57,13 +57,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, which the package takes for the repository meanwhile."""
-    monkeypatch.setattr(config, "ROOT", tmp_path / "root")
-    return Path(shutil.copytree(template, tmp_path / "root"))
-
-
 def parameters(**changes: object) -> config.TrainLora:
     return config.TrainLora(**DEFAULTS | changes)
 

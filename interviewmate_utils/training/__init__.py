@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import config, data, lora, models
 from ..answering import answer_loss
+from ..progress import relay
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,11 +99,7 @@ def _train_in_processes(p: config.TrainLora) -> None:
     with subprocess.Popen(
         command, cwd=config.ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as started:
-        lines = []
-        for line in started.stdout:
-            lines.append(line)
-            if line.startswith("  "):
-                print(line, end="", flush=True)
+        lines = relay(started, "  ")
     if started.returncode:
         said = re.findall(r"^(?:\[rank\d+\]: )?[\w.]*(?:TrainingError|DivergedError|ModelError): (.*)", "".join(lines), re.M)
         raise TrainingError(said[0] if said else "a training process failed:\n" + "".join(lines[-30:]))
@@ -161,5 +158,5 @@ def train_here(p: config.TrainLora) -> None:
         "dtype": dtype,
     }
     (p.trained / RECORD).write_text(json.dumps(record))
-    for leftover in (checkpoints, p.output / "start"):
+    for leftover in filter(None, (checkpoints, start)):
         shutil.rmtree(leftover, ignore_errors=True)  # they serve interrupted runs alone

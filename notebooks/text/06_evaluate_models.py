@@ -80,7 +80,7 @@ losses = {}
 # The base is the control: what it scores is earned without our answers. It has no training seed; 0 stands for that.
 
 # %%
-folders = {("base", 0): None} | {(f"run {run}", k): params.trained(run, k) for run in params.runs for k in params.seeds}
+folders = {("base", 0): None} | {(f"run {run}", k): params.weights_of(run, k) for run in params.runs for k in params.seeds}
 for (name, k), folder in folders.items():
     print(name, f"seed {k}" if folder else "")
     where = params.model, *([folder] if folder else []), params.device
