@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .data import IGNORED, PROMPT, collate
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEXT_QUESTION = "\nQuestion:"  # where a model goes on after its answer with a question of its own
@@ -24,6 +25,52 @@ def _options(
     return options | {"stop_strings": [NEXT_QUESTION], "tokenizer": tokenizer}
 
 
+def _finishing(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Any:
+    """A criterion that stops a batch of `rows` once a quarter of it has ended: generation goes on without those."""
+    import torch
+    from transformers import EosTokenCriteria, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+
+    class Finishing(StoppingCriteria):
+        endings = StoppingCriteriaList(
+            [EosTokenCriteria(tokenizer.eos_token_id), StopStringCriteria(tokenizer, [NEXT_QUESTION])]
+        )
+        ended = torch.zeros(rows, dtype=torch.bool)
+
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> "torch.Tensor":
+            self.ended |= self.endings(input_ids, scores).cpu()
+            enough = 4 * self.ended.sum() >= rows
+            return torch.full((rows,), bool(enough), device=input_ids.device)
+
+    return Finishing()
+
+
+def _generate(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: dict, options: dict
+) -> list["torch.Tensor"]:
+    """Per row of a left-padded `batch`, what follows its prompt. Rows that have ended leave the batch and its KV cache."""
+    import torch
+
+    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
+    width = ids.shape[1]
+    answers, alive = [ids[0, :0]] * len(ids), torch.arange(len(ids))
+    while len(alive):
+        finishing = _finishing(tokenizer, len(alive))
+        room = {"max_new_tokens": options["max_new_tokens"] - (ids.shape[1] - width)}
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, **options | room,
+            stopping_criteria=[finishing], return_dict_in_generate=True,
+        )  # fmt: skip
+        ids, cache = out.sequences, out.past_key_values
+        ended = finishing.ended | (ids.shape[1] - width >= options["max_new_tokens"])
+        for row in ended.nonzero()[:, 0].tolist():
+            answers[alive[row]] = ids[row, width:]
+        alive, staying = alive[~ended], (~ended).nonzero()[:, 0].to(ids.device)
+        mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], 1)[staying]
+        ids = ids[staying]
+        cache.batch_select_indices(staying)
+    return answers
+
+
 def generate_answers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -33,7 +80,7 @@ def generate_answers(
     repetition_penalty: float = 1.0,
     report: Callable[[str], None] = print,
 ) -> list[str]:
-    """Greedy answers in the order of `questions`; batches of similar length share one KV cache.
+    """Greedy answers in the order of `questions`; batches of similar length share one KV cache, which ended answers leave.
 
     An answer ends at the end-of-text token, at `max_new_tokens`, or where the model starts a question of its own.
     """
@@ -45,14 +92,12 @@ def generate_answers(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         prompts = [PROMPT.format(question=questions[i]) for i in chosen]
-        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-        batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        width = batch["input_ids"].shape[1]
+        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+        options = _options(tokenizer, batch["input_ids"].shape[1], max_new_tokens, repetition_penalty)
         with torch.inference_mode():
-            out = model.generate(**batch, **_options(tokenizer, width, max_new_tokens, repetition_penalty))
-        texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        for i, text in zip(chosen, texts, strict=True):
-            answers[i] = text.split(NEXT_QUESTION)[0].strip()
+            told = _generate(model, tokenizer, batch, options)
+        for i, tokens in zip(chosen, told, strict=True):
+            answers[i] = tokenizer.decode(tokens, skip_special_tokens=True).split(NEXT_QUESTION)[0].strip()
         report(f"  {min(start + batch_size, len(order))}/{len(order)} answers")
     return answers
 

@@ -86,12 +86,11 @@ def count_run(p: config.TrainLora, shape: dict | None = None) -> tuple[int, int]
     Counted on the meta device: no weights, no memory. AdaLoRA counts as it starts.
     """
     import torch
-    from transformers import AutoModelForCausalLM, FalconConfig
+    from transformers import FalconConfig
 
-    settings = FalconConfig(**shape) if shape else models.load_config(p.model)
+    plain = p.model_copy(update={"variants": [name for name in p.variants if name not in (*INITIALISERS, "4bit")]})
+    model = models.outline(FalconConfig(**shape) if shape else models.load_config(p.model))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings)
-        plain = p.model_copy(update={"variants": [name for name in p.variants if name not in (*INITIALISERS, "4bit")]})
         return count_parameters(adapt(model, plain, total_steps=100))
 
 
@@ -113,7 +112,8 @@ def save_trained(model: Any, p: config.TrainLora, folder: Path, start: Path | No
 def load_trained(model: str, folder: Path, device: str = "auto") -> "PreTrainedModel":
     """What a run kept in `folder`: `model` with the adapter merged into it, or for `full` the trained model itself.
 
-    Raises ModelError where there is nothing, or what is there was trained on another base.
+    Raises ModelError where there is nothing, what is there was trained on another base, or the base overflows the devices:
+    with a part of the base on disk, peft would write its own names for the weights into the base's files.
     """
     from peft import PeftModel
 
@@ -131,4 +131,7 @@ def load_trained(model: str, folder: Path, device: str = "auto") -> "PreTrainedM
         )
     if not (folder / "adapter_config.json").exists():
         return models.load_model(str(folder), device)
-    return PeftModel.from_pretrained(models.load_model(model, device), str(folder)).merge_and_unload()
+    loaded = models.load_model(model, device)
+    if models.overflow(loaded):
+        raise models.ModelError(f"{model} does not fit into the memory of the devices here; its adapter cannot be added to it")
+    return PeftModel.from_pretrained(loaded, str(folder)).merge_and_unload()

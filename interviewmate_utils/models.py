@@ -28,7 +28,7 @@ FALCON_RW_1B = {
     "new_decoder_architecture": False,
 }
 
-
+FILLED = 0.8  # share of a device's free memory that weights may take; the rest is for what is computed with them
 ORIGIN = "converted_from"  # in a converted folder: the id and revision that it was made of
 
 
@@ -76,6 +76,18 @@ def peak_memory_gb(device: str) -> float:
     if device == "mps":
         return torch.mps.driver_allocated_memory() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can still be taken: of the current CUDA device, of what MPS advises, or of the machine."""
+    import psutil
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
 
 
 def converted_folder(model: str) -> Path:
@@ -130,6 +142,15 @@ def load_config(model: str) -> "PreTrainedConfig":
     return _load(AutoConfig.from_pretrained, model)
 
 
+def outline(settings: "PreTrainedConfig", dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """The causal model that `settings` describe with every weight on the meta device: shapes and types, no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, dtype=dtype or torch.float32)
+
+
 def weights_digest(model: str) -> str:
     """What tells a folder's weights from others of the same name; empty for a Hugging Face id, whose revision does that."""
     folder = Path(locate(model)[0])
@@ -139,16 +160,38 @@ def weights_digest(model: str) -> str:
 def load_model(model: str, device: str = "auto", **options: Any) -> "PreTrainedModel":
     """A causal model on its device, in the data type that the device runs fastest. Safetensors only, no remote code.
 
-    `options` go to `from_pretrained` and win: `dtype`, `quantization_config`, `device_map`.
+    A model whose weights would fill more than FILLED of the device's free memory is spread (`device_map="auto"`) over all
+    CUDA devices, then over main memory and disk, from where it can be read but not trained. `options` go to
+    `from_pretrained` and win: `dtype`, `quantization_config`, `device_map`. Raises ModelError, also for a checkpoint that
+    lacks some of the model's weights, which would otherwise be drawn at random.
     """
     from transformers import AutoModelForCausalLM
 
     device = pick_device(device)
     hint = " Weights are read from safetensors only. If there is only a pytorch_model.bin, convert it once, with "
     hint += f"{sys.executable} -m interviewmate_utils.models {model} and then run the same again."
-    options = {"dtype": pick_dtype(device, load_config(model).get_text_config().hidden_size)} | options
-    loaded = _load(AutoModelForCausalLM.from_pretrained, model, hint, use_safetensors=True, **options)
+    settings = load_config(model)
+    options = {"dtype": pick_dtype(device, settings.get_text_config().hidden_size)} | options
+    if "device_map" not in options:
+        size = outline(settings, options["dtype"]).get_memory_footprint()
+        if size > FILLED * free_bytes(device):
+            print(f"  {model}: {size / 1e9:.1f} GB of weights, more than fits into {free_bytes(device) / 1e9:.1f} GB: spread")
+            options["device_map"] = "auto"
+    loaded, found = _load(
+        AutoModelForCausalLM.from_pretrained, model, hint, use_safetensors=True, output_loading_info=True, **options
+    )
+    if lacking := sorted(found["missing_keys"]):
+        some = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        raise ModelError(
+            f"{model}: the checkpoint lacks {len(lacking)} of the model's weights ({some}); it is of another model"
+        )
     return loaded if "device_map" in options else loaded.to(device)
+
+
+def overflow(model: "PreTrainedModel") -> list[str]:
+    """Modules of a spread model that lie in main memory or on disk though the model computes elsewhere."""
+    places = getattr(model, "hf_device_map", {})
+    return [name for name, place in places.items() if place == "disk" or (place == "cpu" and model.device.type != "cpu")]
 
 
 def convert_to_safetensors(model: str, folder: Path) -> None:

@@ -4,13 +4,14 @@ import io
 import json
 import os
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import corpus_rows, parrot, save_tiny
 from transformers import FalconConfig, FalconForCausalLM
 
@@ -86,6 +87,47 @@ def test_damaged_weights_are_an_error_for_people(folder: Path, tmp_path: Path) -
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(models.ModelError, match="damaged: cannot be loaded"):
         models.load_model(str(tmp_path / "damaged"), "cpu")
+
+
+def test_checkpoint_that_lacks_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    """transformers would draw them at random, and say so only in its log."""
+    shutil.copytree(folder, tmp_path / "lacking")
+    weights = load_file(folder / "model.safetensors")
+    weights = {k: v for k, v in weights.items() if "h.1.mlp" not in k}
+    save_file(weights, tmp_path / "lacking" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(models.ModelError, match=r"lacking: the checkpoint lacks 4 of .*transformer\.h\.1\.mlp\.dense_4h_to_h"):
+        models.load_model(str(tmp_path / "lacking"), "cpu")
+
+
+# --- a model larger than its device
+
+
+def test_spread_model_answers_and_scores_as_a_whole_one(folder: Path, model, tokenizer, rows) -> None:
+    room = {"cpu": int(0.8 * model.get_memory_footprint())}  # the rest stays on disk
+    spread = models.load_model(str(folder), "cpu", device_map="auto", max_memory=room)
+    assert {"cpu", "disk"} == set(spread.hf_device_map.values())
+    assert models.overflow(spread)
+    assert not models.overflow(model)
+    assert answers(spread, tokenizer) == answers(model, tokenizer)
+    expected = answering.answer_loss(model, rows, 0)
+    assert answering.answer_loss(spread, rows, 0) == [(pytest.approx(loss, rel=1e-5), count) for loss, count in expected]
+
+
+def test_model_is_spread_when_it_would_fill_the_device(folder: Path, model, monkeypatch, capsys) -> None:
+    size = model.get_memory_footprint()
+    for free, spread in ((size / models.FILLED + 1, False), (size / models.FILLED - 1, True)):
+        monkeypatch.setattr(models, "free_bytes", lambda _, free=free: free)
+        models.load_model(str(folder), "cpu")
+        assert ("more than fits" in capsys.readouterr().out) == spread
+
+
+def test_free_memory_is_the_machines() -> None:
+    taken = torch.ones(200_000_000, dtype=torch.uint8)
+    before = models.free_bytes("cpu") + len(taken)
+    del taken
+    assert models.free_bytes("cpu") == pytest.approx(before, rel=0.1)
+    falcon = models.outline(FalconConfig(**models.FALCON_RW_1B), torch.bfloat16)
+    assert falcon.get_memory_footprint() == pytest.approx(2 * 1_311_625_216, rel=1e-6)  # and a few buffers
 
 
 def test_code_in_a_model_folder_never_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +345,20 @@ def test_greedy_answer_is_the_argmax_of_the_full_forward_pass(model, tokenizer) 
                 ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
         said = tokenizer.decode(ids[0, width:]).split(tokenizer.eos_token)[0].split("\nQuestion:")[0].strip()
         assert answers(model, tokenizer, [question], 16)[0] == said
+
+
+def test_ended_answers_leave_the_batch(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of 1 to 12 words, by a parrot that goes on from a question's last word; nobody waits for the longest."""
+    monkeypatch.setattr(answering, "PROMPT", "{question}")
+    words = [f" {letter}" for letter in string.ascii_letters if len(tokenizer(f" {letter}")["input_ids"]) == 1][:13]
+    talker = parrot(tokenizer, [*(tokenizer(word)["input_ids"][0] for word in words), tokenizer.eos_token_id])
+    rows = []
+    talker.transformer.word_embeddings.register_forward_hook(lambda _, ids, __: rows.append(len(ids[0])))
+    questions = ["Why" + word for word in words[:-1]]
+    assert answers(talker, tokenizer, questions, batch_size=12) == ["".join(words[i:]).strip() for i in range(1, 13)]
+    assert rows[0] == 12
+    assert rows[-1] == 1
+    assert sum(rows) < 0.75 * 12 * 13  # twelve rows for thirteen steps without it; 90 if each left at once
 
 
 def torn(tokenizer, script: list[int], after: int, other: int):

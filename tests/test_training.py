@@ -1,6 +1,7 @@
 """Training: the loss and the steps, that a kill at any moment changes nothing, and what is said when it cannot go on."""
 
 import contextlib
+import functools
 import json
 import math
 import multiprocessing
@@ -490,6 +491,19 @@ def test_limit_on_file_size_stops_with_the_reason(root: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(checkpoints_of(root).glob("checkpoint-*"))
+
+
+def test_model_that_overflows_its_devices_is_not_trained(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft cannot train what lies on disk, and adding an adapter to it would rewrite the base's own file."""
+    spread = functools.partial(models.load_model, device_map="auto", max_memory={"cpu": 90_000})
+    trained, digest = training.train(parameters(epochs=1.0)), models.weights_digest(MODEL)
+    assert trained["steps"] == 6
+    monkeypatch.setattr(models, "load_model", spread)
+    with pytest.raises(training.TrainingError, match=rf"{MODEL} does not fit .* 4 bits .*cuda\*4\+fsdp"):
+        training.train(parameters(run="other"))
+    with pytest.raises(models.ModelError, match=f"{MODEL} does not fit into the memory"):
+        lora.load_trained(MODEL, parameters().trained, "cpu")
+    assert models.weights_digest(MODEL) == digest
 
 
 # --- several processes

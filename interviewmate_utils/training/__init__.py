@@ -111,16 +111,26 @@ def load_base(p: config.TrainLora) -> Any:
 
     options: dict[str, Any] = {"dtype": torch.float32} if "full" in p.variants else {}
     kind = models.pick_device(p.hardware.kind)
+    if kind == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if "4bit" in p.variants:
         from peft import prepare_model_for_kbit_training
         from transformers import BitsAndBytesConfig
 
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
-        options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four), "device_map": {"": 0}}
+        options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four)}
+        options |= {"device_map": {"": torch.cuda.current_device()}}
         return prepare_model_for_kbit_training(models.load_model(p.model, kind, **options), use_gradient_checkpointing=False)
-    if kind == "cuda" and "LOCAL_RANK" in os.environ:
-        kind = f"cuda:{os.environ['LOCAL_RANK']}"
-    return models.load_model(p.model, kind, **options)
+    if p.hardware.fsdp:  # sharded from main memory, since the whole may not fit into one device
+        hidden = models.load_config(p.model).get_text_config().hidden_size
+        return models.load_model(p.model, "cpu", **{"dtype": models.pick_dtype(kind, hidden)} | options)
+    model = models.load_model(p.model, kind, **options)
+    if outside := models.overflow(model):
+        raise TrainingError(
+            f"{p.model} does not fit into the memory of the devices here ({len(outside)} of its parts lie outside). Train it "
+            "in 4 bits (variants: [4bit]), on more devices (device: 'cuda*4+fsdp'), or train a smaller model"
+        )
+    return model
 
 
 def train_here(p: config.TrainLora) -> None:
@@ -130,6 +140,7 @@ def train_here(p: config.TrainLora) -> None:
     from .checkpoints import fit
     from .trainer import make_trainer
 
+    kind = models.pick_device(p.hardware.kind)
     dataset, base = data.load_parts(p.processed), load_base(p)
     pad_id, dtype = models.load_tokenizer(p.model).pad_token_id, str(base.dtype).removeprefix("torch.")
     torch.manual_seed(p.seed)
@@ -153,8 +164,8 @@ def train_here(p: config.TrainLora) -> None:
         "seconds": seconds,
         "input_tokens": trainer.state.num_input_tokens_seen - read_before,
         "resumed": read_before > 0,
-        "peak_memory_gb": models.peak_memory_gb(model.device.type),
-        "device": model.device.type,
+        "peak_memory_gb": models.peak_memory_gb(kind),
+        "device": kind,
         "dtype": dtype,
     }
     (p.trained / RECORD).write_text(json.dumps(record))

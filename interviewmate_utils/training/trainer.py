@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .. import config, data
+from .. import config, data, models
 from . import DivergedError, TrainingError, checkpoints, mean_loss, packing, schedule
 
 TOKENS = {"cpu": 1_536, "mps": 4_096, "cuda": 16_384}  # most tokens, padding included, of one forward pass
@@ -68,7 +68,7 @@ class AnswerTrainer(Trainer):
             part.remove_columns([c for c in part.column_names if c not in keep])
             for part in (dataset["train"], dataset["validation"])
         )
-        self.p, self.pad_id, self.tokens, rows = p, pad_id, TOKENS[model.device.type], len(train)
+        self.p, self.pad_id, self.tokens, rows = p, pad_id, TOKENS[models.pick_device(p.hardware.kind)], len(train)
         # AdaLoRA adds to its loss in its own forward pass; several processes need that of their wrapper
         several = p.hardware.processes > 1 or p.hardware.fsdp
         self.packed = not several and "adalora" not in p.variants and packing.supports(model)
@@ -199,7 +199,8 @@ class _Events(TrainerCallback):
 
 def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, folder: Path) -> AnswerTrainer:
     """A Trainer for run `p`: cosine schedule, clipping at 1.0, token-weighted validation loss, early stopping."""
-    hardware, plan = p.hardware, schedule(len(dataset["train"]), p.epochs, p.batch_size)
+    hardware, kind = p.hardware, models.pick_device(p.hardware.kind)
+    plan = schedule(len(dataset["train"]), p.epochs, p.batch_size)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=p.epochs,
@@ -225,10 +226,10 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
         data_seed=p.seed,
         report_to="none",
         disable_tqdm=True,
-        use_cpu=model.device.type == "cpu",
-        ddp_backend="gloo" if model.device.type == "cpu" and hardware.processes > 1 else None,
+        use_cpu=kind == "cpu",
+        ddp_backend="gloo" if kind == "cpu" and hardware.processes > 1 else None,
         fsdp=hardware.fsdp or None,
-        dataloader_pin_memory=model.device.type == "cuda",
+        dataloader_pin_memory=kind == "cuda",
         remove_unused_columns=False,
         include_num_input_tokens_seen="non_padding",
     )
