@@ -73,6 +73,43 @@ def _dropped(x: "torch.Tensor", rate: float) -> "torch.Tensor":
     return (bits.view(torch.int16)[: x.numel()] < round(rate * 2**16) - 2**15).view(x.shape)
 
 
+class _Attention(torch.autograd.Function):
+    """softmax(scale * q k^T + bias) v for one sequence; fused q, k, v (length, heads, 3, size) -> (length, heads * size).
+
+    In fp32 on a CPU faster than torch's fused kernel (reports/LOG.md), at the price of keeping the probabilities.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fused: Any, bias: Any) -> "torch.Tensor":
+        query, key, value = fused.permute(2, 1, 0, 3).contiguous()
+        scale = fused.shape[-1] ** -0.5
+        chances = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale).softmax(-1)
+        told = chances @ value
+        ctx.save_for_backward(query, key, value, chances, told)
+        ctx.scale = scale
+        return told.transpose(0, 1).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> tuple:
+        query, key, value, chances, told = ctx.saved_tensors
+        heads, length, size = query.shape
+        upstream = upstream.view(length, heads, size).transpose(0, 1).contiguous()
+        gradient = query.new_empty(3, heads, length, size)
+        torch.bmm(chances.transpose(1, 2), upstream, out=gradient[2])
+        through = torch.bmm(upstream, value.transpose(1, 2))
+        through.sub_((upstream * told).sum(-1, keepdim=True)).mul_(chances)
+        torch.bmm(through, key.mul(ctx.scale), out=gradient[0])
+        torch.bmm(through.transpose(1, 2), query.mul(ctx.scale), out=gradient[1])
+        return gradient.permute(2, 1, 0, 3), None
+
+
+def _attention(fused: "torch.Tensor", bias: "torch.Tensor") -> "torch.Tensor":
+    if fused.dtype == torch.float32 and fused.device.type == "cpu":
+        return _Attention.apply(fused, bias)
+    query, key, value = fused.permute(2, 1, 0, 3)[:, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])[0].transpose(0, 1).flatten(1)
+
+
 class _TokenLosses(torch.autograd.Function):
     """Cross-entropy of each target (tokens,) given hidden states (tokens, hidden) and a frozen output matrix.
 
@@ -126,11 +163,7 @@ def _block(block: Any, hidden: "torch.Tensor", bias: "torch.Tensor", lengths: Se
     attention, mlp = block.self_attention, block.mlp
     heads = attention.num_heads
     fused = _linear(attention.query_key_value, block.input_layernorm(hidden), training).view(len(hidden), heads, 3, -1)
-    told = []
-    for part in fused.split(list(lengths)):  # (length, heads, 3, size of a head)
-        query, key, value = (part[None, :, :, i].transpose(1, 2) for i in range(3))
-        mask = bias[:, :, : len(part), : len(part)]
-        told.append(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)[0].transpose(0, 1).flatten(1))
+    told = [_attention(part, bias[:, : len(part), : len(part)]) for part in fused.split(list(lengths))]
     hidden = hidden + _linear(attention.dense, torch.cat(told), training)
     inner = F.gelu(_linear(mlp.dense_h_to_4h, block.post_attention_layernorm(hidden), training))
     return hidden + _linear(mlp.dense_4h_to_h, inner, training)
@@ -156,7 +189,7 @@ def token_losses(model: "PreTrainedModel", rows: Sequence[tuple["torch.Tensor", 
     )
     future = torch.ones(longest, longest, dtype=torch.bool, device=hidden.device).triu(1)
     slope = alibi / (settings.hidden_size // settings.num_attention_heads) ** 0.5
-    bias = slope.masked_fill(future, torch.finfo(hidden.dtype).min)[None]
+    bias = slope.masked_fill(future, torch.finfo(hidden.dtype).min)
     for block in trunk.h:
         if training and getattr(block, "gradient_checkpointing", False):
             from torch.utils.checkpoint import checkpoint
