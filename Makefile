@@ -61,8 +61,10 @@ search: setup  ## search hyperparameters: 12 trials, the best judged against run
 	  -- reports/$(PROFILE)/05_search_hyperparameters_full.ipynb
 	@$(PY) -m interviewmate_utils.site $(PROFILE)
 
-bench: setup  ## measure speed and memory: start-up, and preparing up to a million rows (about 40 minutes on two cores)
+bench: setup  ## measure speed and memory: start-up, a full-size Falcon, a million rows (about an hour on two cores)
+	@$(PIP) install $(SOURCE) -c requirements.lock -e '.[bench]' | $(SHORT)
 	@$(PY) tests/bench_start.py
+	@$(PY) tests/bench_falcon.py
 	@$(PY) tests/bench_prepare_data.py
 
 ask: setup  ## answer a question: make ask Q="What is overfitting?"
@@ -75,10 +77,10 @@ publish: setup  ## copy the report's table and figures to reports/published/ and
 	@$(PY) -m interviewmate_utils.publish $(PROFILE)
 
 wheelhouse: setup  ## fill wheelhouse/ for set-ups without a network: WHEELHOUSE=wheelhouse make report
-	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test,slurm]' 'setuptools>=77' | $(SHORT) && rm -f wheelhouse/interviewmate_utils-*.whl
+	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test,slurm,bench]' 'setuptools>=77' | $(SHORT) && rm -f wheelhouse/interviewmate_utils-*.whl
 
 lock:  ## renew requirements.lock from a fresh environment
-	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet -e '.[test,slurm]'
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet -e '.[test,slurm,bench]'
 	@{ echo "# Made by 'make lock': every transitive pin, used as constraints (pip install -c)."; \
 	  build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -Ev '^(nvidia|cuda|triton)'; } > requirements.lock
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ROOM = 64  # tokens that the KV cache grows by at once
 NEXT_QUESTION = "\nQuestion:"  # where a model goes on after its answer with a question of its own
 
 
@@ -44,13 +45,40 @@ def _finishing(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Any:
     return Finishing()
 
 
+def _roomy_cache(model: "PreTrainedModel") -> Any:
+    """transformers' KV cache, but for its growth: that copies everything said so far with each new token."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        rooms: tuple = ()
+
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple:
+            start = self.get_seq_length()
+            end, rows = start + key_states.shape[-2], len(key_states)
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            if not self.rooms or self.rooms[0].shape[-2] < end or len(self.rooms[0]) != rows:
+                shapes = [(*states.shape[:2], end + ROOM, states.shape[-1]) for states in (key_states, value_states)]
+                self.rooms = tuple(self.keys.new_empty(shape) for shape in shapes)
+                for room, kept in zip(self.rooms, (self.keys, self.values), strict=True):
+                    room[..., :start, :] = kept if start else 0
+            for room, states in zip(self.rooms, (key_states, value_states), strict=True):
+                room[..., start:end, :] = states
+            self.keys, self.values = (room[..., :end, :] for room in self.rooms)
+            return self.keys, self.values
+
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
 def _generate(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: dict, options: dict
 ) -> list["torch.Tensor"]:
     """Per row of a left-padded `batch`, what follows its prompt. Rows that have ended leave the batch and its KV cache."""
     import torch
 
-    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
+    ids, mask, cache = batch["input_ids"], batch["attention_mask"], _roomy_cache(model)
     width = ids.shape[1]
     answers, alive = [ids[0, :0]] * len(ids), torch.arange(len(ids))
     while len(alive):

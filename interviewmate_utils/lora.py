@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INITIALISERS = ("pissa", "olora")  # these change the base's weights, too, so their adapters are converted when saved
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of AdaLoRA's ranks, kept by peft's allocator
 BASE = "base.json"  # in the folder of trained weights: what they were trained on
 
 
@@ -92,6 +93,32 @@ def count_run(p: config.TrainLora, shape: dict | None = None) -> tuple[int, int]
     model = models.outline(FalconConfig(**shape) if shape else models.load_config(p.model))
     with torch.device("meta"):
         return count_parameters(adapt(model, plain, total_steps=100))
+
+
+def rank_state(model: "PeftModel") -> dict[str, Any]:
+    """What an AdaLoRA adapter is at this step: weights at full rank, ranks given up, and how important each has been.
+
+    peft saves the adapter at its present ranks and forgets the importance, so that a resumed run would choose others.
+    """
+    allocator = model.base_model.rankallocator
+    return {
+        "weights": {name: weight.detach() for name, weight in model.named_parameters() if "lora_" in name or "ranknum" in name},
+        "pattern": model.peft_config["default"].rank_pattern,
+        "importance": {name: getattr(allocator, name) for name in _IMPORTANCE},
+    }
+
+
+def restore_ranks(model: "PeftModel", state: dict[str, Any]) -> None:
+    """The reverse of `rank_state`, in place."""
+    import torch
+
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in state["weights"].items():
+            weights[name].copy_(weight)
+    model.peft_config["default"].rank_pattern = state["pattern"]
+    for name in _IMPORTANCE:
+        setattr(model.base_model.rankallocator, name, state["importance"][name])
 
 
 def save_trained(model: Any, p: config.TrainLora, folder: Path, start: Path | None = None) -> None:

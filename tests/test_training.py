@@ -311,6 +311,18 @@ def test_kill_between_epochs_equals_the_uninterrupted_run(root: Path, uninterrup
     assert_same_run(root, uninterrupted)
 
 
+def test_adalora_killed_while_it_gives_ranks_up_and_after_equals_the_uninterrupted_run(root: Path, template: Path) -> None:
+    """30 steps, of which 3 to 15 give ranks up: by how important each has been, which must survive the kill."""
+    changes = {"variants": ["adalora"], "learning_rate": 0.1}
+    whole = Path(shutil.copytree(template, root.parent / "whole"))
+    finish(whole, changes)
+    kill_at(root, changes, "checkpoint-9/checksums.json")
+    kill_at(root, changes, "checkpoint-18/checksums.json")
+    finish(root, changes)
+    assert resumed(root)
+    assert_same_run(root, whole)
+
+
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
 def test_a_damaged_checkpoint_is_named_and_skipped(root: Path, uninterrupted: Path, file: str) -> None:
     kill_at(root, {}, "checkpoint-12/checksums.json")

@@ -14,9 +14,10 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .. import config, data, models
+from .. import config, data, lora, models
 from . import DivergedError, TrainingError, checkpoints, mean_loss, packing, schedule
 
+_RANKS = "ranks.pt"  # in a checkpoint of AdaLoRA
 TOKENS = {"cpu": 1_536, "mps": 4_096, "cuda": 16_384}  # most tokens, padding included, of one forward pass
 
 
@@ -163,6 +164,8 @@ class AnswerTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             if self.is_world_process_zero():
+                if "adalora" in self.p.variants:
+                    torch.save(lora.rank_state(self.model), target / _RANKS)
                 checkpoints.seal(target)
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(target, ignore_errors=True)
@@ -170,6 +173,18 @@ class AnswerTrainer(Trainer):
                 f"{target.name} could not be written to {self.folder} ({str(error).splitlines()[0][:200]}). "
                 f"{checkpoints.kept(self.folder)} Free some space and run the same again: it goes on from there"
             ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if "adalora" in self.p.variants:
+            lora.restore_ranks(self.model, torch.load(Path(resume_from_checkpoint) / _RANKS, weights_only=True))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if "adalora" in self.p.variants:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
 
 class _Events(TrainerCallback):
