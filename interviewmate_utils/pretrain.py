@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .answering import answer_loss
 from .config import digest_of
+from .data import IGNORED
 
 if TYPE_CHECKING:
     import torch
@@ -91,23 +93,10 @@ def nats_per_character(model: "FalconForCausalLM", tokenizer: "PreTrainedTokeniz
     Per character, so that models with different vocabularies compare (bits per byte in other units). A document of more
     than 1,023 tokens is read in pieces of that length, each on its own, so that every character counted is also read.
     """
-    import torch
-
-    model.eval()
-    total, characters = 0.0, sum(map(len, documents))
     encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-    rows = [[tokenizer.eos_token_id, *ids[i : i + 1023]] for ids in encoded for i in range(0, len(ids), 1023)]
-    rows.sort(key=len)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(rows), 16):
-            part = rows[start : start + 16]
-            width = max(map(len, part))
-            ids = torch.tensor([row + [0] * (width - len(row)) for row in part])
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in part])
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            total += (loss * mask[:, 1:]).sum().item()
-    return total / characters
+    pieces = [[tokenizer.eos_token_id, *ids[i : i + 1023]] for ids in encoded for i in range(0, len(ids), 1023)]
+    rows = [{"input_ids": piece, "labels": [IGNORED, *piece[1:]]} for piece in pieces]
+    return sum(loss for loss, _ in answer_loss(model, rows, tokenizer.eos_token_id)) / sum(map(len, documents))
 
 
 def pretrain(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RANDOM_TRIALS = 4  # finished trials that TPE wants before it models them
-AT_ONCE = 32  # answers generated together
+AT_ONCE = 48  # answers generated together
 POLL_S = 1.0  # between looks at a study whose last trials others are running
 
 

@@ -21,14 +21,14 @@ _LOGITS = 2**24  # most logits at once: 64 MB in fp32
 
 
 def supports(model: "PreTrainedModel") -> bool:
-    """Whether `model`, adapted or not, is a Falcon of the RW kind on one device, without dropout of its own."""
+    """Whether `model`, adapted or not, is a Falcon of the RW kind on one device, its own dropout absent or off."""
     settings = model.config
     wrapped = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
     return (
         settings.model_type == "falcon"
         and settings.alibi
         and not (settings.multi_query or settings.parallel_attn or settings.new_decoder_architecture or wrapped)
-        and settings.hidden_dropout == settings.attention_dropout == 0
+        and (settings.hidden_dropout == settings.attention_dropout == 0 or not model.training)
         and getattr(settings, "activation", "gelu") == "gelu"
     )
 

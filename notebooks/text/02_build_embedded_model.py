@@ -14,13 +14,14 @@
 #
 # **In:** docstrings of the installed packages; the tracked weights in `data/models/embedded/`. **Out:** a model built here
 # from scratch, and its score beside the tracked one on packages that neither has read. **Needs:** 30 s at the defaults,
-# 2 minutes over all packages, about 80 minutes for the tracked weights (`notebooks/params/pretraining/embedded.yaml`).
+# a minute or two over all packages, about 80 minutes for the tracked weights (`notebooks/params/pretraining/embedded.yaml`).
 
 # %%
 import json
 import random
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from transformers import FalconConfig, FalconForCausalLM
@@ -152,8 +153,15 @@ curve = pretrain.pretrain(
 
 # %%
 held = {name: d if params.held_out_documents == 0 else d[: params.held_out_documents] for name, d in held.items()}
-both = [d for name in params.held_out for d in held[name]]
-here = {n: pretrain.nats_per_character(model, tokenizer, d) for n, d in (held | {"both": both}).items()}
+characters = [sum(map(len, documents)) for documents in held.values()]
+
+
+def scored(scored_model, its_tokenizer):
+    each = {name: pretrain.nats_per_character(scored_model, its_tokenizer, documents) for name, documents in held.items()}
+    return each | {"both": float(np.average([*each.values()], weights=characters))}
+
+
+here = scored(model, tokenizer)
 recipe = {"optimiser": f"Muon {params.muon_lr} and AdamW 0.003, weight decay 0.1", "dropout": params.dropout}
 recipe |= {"batch": f"{params.batch} x 256 tokens", "average of weights from": params.average_from, "dtype": "bf16 autocast"}
 record = {"parameters": model.num_parameters(), "vocab_size": len(tokenizer), "words": train_words, "steps": params.steps}
@@ -170,7 +178,7 @@ assert not changed, f"tracked files differ from their SHA256SUMS: {', '.join(cha
 tracked = json.loads((tracked_folder / "training.json").read_text())
 trial = json.loads((ROOT / TRIAL_RECORD).read_text())
 tracked_model, tracked_tokenizer = models.load_model(EMBEDDED_MODEL, "cpu"), models.load_tokenizer(EMBEDDED_MODEL)
-now = {n: pretrain.nats_per_character(tracked_model, tracked_tokenizer, d) for n, d in (held | {"both": both}).items()}
+now = scored(tracked_model, tracked_tokenizer)
 
 # %%
 scores = pd.DataFrame(
@@ -189,7 +197,7 @@ Markdown(
     f"The tracked model needs **{gain:.1%} fewer nats per character** than the trial recipe on {' and '.join(params.held_out)} "
     f"together, as recorded when both were trained ({trial['tokens'] / 1e6:.1f} million tokens read by the trial recipe, "
     f"{tracked['tokens'] / 1e6:.1f} million by the tracked model). "
-    f"Scored here on {len(both):,} docstrings it needs {now['both']:.4f} nats per character."
+    f"Scored here on {sum(map(len, held.values())):,} docstrings it needs {now['both']:.4f} nats per character."
 )
 
 # %%
