@@ -26,6 +26,7 @@ from pathlib import Path
 SERVER = "INTERVIEWMATE_WARM"  # environment variable: the server's process number and socket
 _LIBRARIES = ("ipykernel.kernelapp", "papermill", "mlflow.tracking", "matplotlib.pyplot", "seaborn", "datasets")
 _LIBRARIES += ("transformers.trainer", "transformers.models.falcon.modeling_falcon", "peft", "statsmodels.api")
+_FIGURES = "module://matplotlib_inline.backend_inline"  # a kernel says so before matplotlib is imported, which asks once
 
 
 class Forked:
@@ -127,6 +128,7 @@ def serve(listening: socket.socket, command: subprocess.Popen) -> int:
                         _kill(pid)
                     return command.wait()
                 if key.data == "asked":
+                    os.environ.setdefault("MPLBACKEND", _FIGURES)
                     for name in _LIBRARIES:
                         importlib.import_module(name)
                     connection, _ = listening.accept()

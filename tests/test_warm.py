@@ -63,6 +63,7 @@ def test_report_is_that_of_a_freshly_started_process(server, workshop: Workshop)
     cells = (
         "import os, sys; print(os.getcwd(), os.environ['MALLOC_MMAP_MAX_'], sys.argv[0] != '')",
         "import numpy; numpy.arange(5) ** 2",
+        "import matplotlib.pyplot as plt; figure, axes = plt.subplots(); _ = axes.plot([1, 2])",
     )
     notebook = workshop.notebook(*cells)
     assert contract(workshop, notebook).wait(120) == 0
@@ -70,6 +71,7 @@ def test_report_is_that_of_a_freshly_started_process(server, workshop: Workshop)
     fresh = workshop.start(notebook)
     assert fresh.wait(120) == 0
     assert forked == outputs(workshop.report)
+    assert "image/png" in forked[-1][0], "the figure is not shown"
     assert workshop.statuses() == ["FINISHED", "FINISHED"]
 
 

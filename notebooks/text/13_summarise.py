@@ -167,7 +167,7 @@ for ax, (column, label) in zip(axes, prices.items(), strict=True):
 axes[0].set(xscale="log", xlim=(cost.trainable_count.min() / 2, cost.trainable_count.max() * 2))
 axes[0].set_xticks(cost.trainable_count, [f"{count:,.0f}" for count in cost.trainable_count], rotation=40, minor=False)
 axes[0].minorticks_off()
-axes[0].set_ylabel("ROUGE-L F1 (mean, 95 % interval)")
+axes[0].set_ylabel("ROUGE-L F1\n(mean, 95 % interval)")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
 plots.save(fig, "price", params.output)
 
