@@ -163,8 +163,9 @@ def serve(listening: socket.socket, command: subprocess.Popen) -> int:
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    for kill in (os.killpg, os.kill):  # just forked, it may have no group of its own yet
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
 
 
 def run(arguments: list[str]) -> int:
