@@ -25,6 +25,16 @@ KERNEL_ENVIRONMENT = {
 }
 
 
+def environment_of_each(processes: int) -> dict[str, str]:
+    """This process's environment for `processes` of its own that compute side by side: they share its threads equally.
+
+    MKL has a variable of its own, which Snakemake sets for a job and which wins; more threads than cores wait spinning, and
+    two workers with two threads each were four times slower than with one.
+    """
+    threads = str(max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // processes))
+    return os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
 def _provisioner() -> type:
     from jupyter_client.provisioning import LocalProvisioner
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import config, data, metrics
 from .config import TrainLora
+from .kernel import environment_of_each
 from .progress import relay
 from .rows import ANSWER, PARENT, QUESTION
 from .search import (
@@ -191,8 +192,7 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
         return study
     _fill(study, p)
     command = [sys.executable, "-m", "interviewmate_utils.workers", p.model_dump_json(), str(config.ROOT)]
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // p.processes)
-    options = {"cwd": config.ROOT, "env": os.environ | {"OMP_NUM_THREADS": str(threads)}, "text": True}
+    options = {"cwd": config.ROOT, "env": environment_of_each(p.processes), "text": True}
     options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with contextlib.ExitStack() as stack:
         started = [stack.enter_context(subprocess.Popen(command, **options)) for _ in range(p.processes)]

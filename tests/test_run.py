@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from conftest import Workshop, mlflow_runs, opened_workshop, write_notebook
 
-from interviewmate_utils import provenance, run, tracking
+from interviewmate_utils import kernel, provenance, run, tracking
 
 TRAIN = """\
 profile: str = "mine"  # folders
@@ -291,6 +292,18 @@ def good(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Good:
 
 def test_injected_parameters_take_effect_with_their_types(good: Good) -> None:
     assert "[4, 0.0002, 0.5, ['dense']]" in good.text  # file over profile, -p over file; exponents are floats in all three
+
+
+def test_processes_side_by_side_share_the_threads_whoever_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake sets MKL's own variable for a job, which wins over the one for OpenMP."""
+    for threads, each in ((4, 2), (2, 1), (1, 1)):
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            monkeypatch.setenv(name, str(threads))
+        code = "import torch; print(torch.get_num_threads(), torch.__config__.parallel_info())"
+        command = [sys.executable, "-c", code]
+        said = subprocess.run(command, env=kernel.environment_of_each(2), capture_output=True, text=True, check=True).stdout
+        assert said.split()[0] == str(each)
+        assert "mkl_get_max_threads" not in said or f"mkl_get_max_threads() : {each}\n" in said
 
 
 def test_kernel_runs_at_the_repository_root_with_its_environment(good: Good) -> None:

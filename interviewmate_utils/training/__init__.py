@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import config, data, lora, models
 from ..answering import answer_loss
+from ..kernel import environment_of_each
 from ..progress import relay
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ def _train_in_processes(p: config.TrainLora) -> None:
     """The same in processes of their own, started as `accelerate launch` starts them, their lines shown as they come."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.hardware.processes}"]
     command += ["-m", "interviewmate_utils.training", p.model_dump_json(), str(config.ROOT)]
-    threads = max(1, (os.cpu_count() or 1) // p.hardware.processes)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    environment = environment_of_each(p.hardware.processes)
     with subprocess.Popen(
         command, cwd=config.ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as started:
