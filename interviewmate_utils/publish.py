@@ -24,6 +24,7 @@ def block(profile: str) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in [list(table), ["---"] * len(table.columns), *rows]]
     record = provenance.read(summary.with_suffix(".ipynb"))
     origin = f"Profile `{profile}`, model `{found.model or record['model'] or 'data/models/embedded'}`, {record['machine']}."
+    origin += f" A run is the mean over its training seeds {', '.join(map(str, record['parameters']['seeds']))}."
     figure = f"![ROUGE-L of each system with its 95 % interval](reports/published/{profile}.svg)"
     return "\n\n".join(
         [

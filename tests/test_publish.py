@@ -18,7 +18,7 @@ def test_readme_shows_the_published_block_unchanged():
 def test_published_numbers_are_those_of_the_run():
     found = results.Results.model_validate_json((publish.PUBLISHED / "embedded.json").read_text())
     text = PUBLISHED.read_text()
-    for system in ("base", "run_A", "retrieval"):
+    for system in ("base", "run_A", "run_B", "run_C", "run_enhanced", "retrieval"):
         assert f"| {system.replace('_', ' ')} | {found.metrics[f'{system}_rouge_l_score']:.3f} |" in text
     for line in found.headline.split("\n"):
         assert f"- {line}" in text
