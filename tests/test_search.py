@@ -219,6 +219,23 @@ def test_an_interrupted_search_draws_as_one_in_one_go(root: Path, pretend: Calla
     assert [t.params for t in first_stage] == [whole[t.user_attrs["slot"]].params for t in first_stage]
 
 
+def test_importance_is_optunas_and_counts_stopped_trials(root: Path, pretend: Callable) -> None:
+    pretend(lambda run: 0.2 + 0.04 * run.rank + 0.002 * run.alpha)
+    workers.work(parameters(trials=13))
+    study = search.open_study(parameters())
+    expected = optuna.importance.get_param_importances(study)
+    assert search.importance(study, search.table(study)).to_dict() == pytest.approx(expected)
+
+    p = parameters(trials=13, prune=True)
+    workers.work(p)
+    ranking = search.table(search.open_study(p))
+    assert "stopped" in set(ranking.outcome)
+    share = search.importance(search.open_study(p), ranking)
+    assert set(share.index) == set(search.NAMES)
+    told = ranking.assign(difference=ranking.alpha.astype(float))
+    assert search.importance(search.open_study(p), told).idxmax() == "alpha", "the scores that it is told decide"
+
+
 # --- end to end
 
 

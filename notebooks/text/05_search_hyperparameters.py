@@ -17,7 +17,6 @@
 
 # %%
 import matplotlib.pyplot as plt
-import optuna
 import pandas as pd
 from IPython.display import Markdown
 
@@ -123,38 +122,41 @@ plots.save(fig, "ranking", params.output)
 # ## Which parameter matters
 #
 # The importance of a parameter is the share of what distinguishes the best trials from the others that it explains alone
-# (PED-ANOVA, Watanabe et al. 2023). From a dozen trials this is a hint at most, and a parameter that was varied in few of them
+# (PED-ANOVA, Watanabe et al. 2023), where a trial counts by its difference to run A on the questions that both answered, so that
+# stopped trials count, too. From a dozen trials this is a hint at most, and a parameter that was varied in few of them
 # can hardly show any.
 
 # %%
-complete, needed = int((ranking.outcome == "complete").sum()), 6
-if complete >= needed:
-    share = pd.Series(optuna.importance.get_param_importances(finished)).sort_values()
+compared, needed = int(ranking.difference.notna().sum()) + 1, 6
+if compared >= needed:
+    share = search.importance(finished, ranking)
     fig, ax = plt.subplots(figsize=(8, 3))
     ax.barh(share.index, share, color=plots.PALETTE[0])
-    ax.set(xlabel=f"share of importance (PED-ANOVA, {complete} complete trials)")
+    ax.set(xlabel=f"share of importance (PED-ANOVA, {compared} trials)")
     plots.save(fig, "importance", params.output)
 else:
-    print(f"Importance needs {needed} complete trials; there are {complete}.")
+    print(f"Importance needs {needed} trials; there are {compared}.")
 
 # %% [markdown]
 # ## What was tried together
 #
-# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the score: look for a direction
-# in which it changes. Only trials of one panel are comparable, since a later stage starts from better values of the others.
+# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the difference to run A on the
+# questions that both answered: look for a direction in which it changes. Only trials of one panel are comparable, since a
+# later stage starts from better values of the others.
 
 # %%
 labels = {"learning_rate": "peak learning rate", "dropout": "dropout (share)", "warmup_steps": "warm-up (steps)"}
 labels |= {"rank": "rank", "alpha": "alpha", "weight_decay": "weight decay"}
-limits = ranking.rouge_l.min() - 1e-4, ranking.rouge_l.max() + 1e-4
+gains = ranking.assign(difference=ranking.difference.where(ranking.index != search.FIRST, 0.0))
+limits = gains.difference.min() - 1e-4, gains.difference.max() + 1e-4
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.4))
 for ax, (stage, names) in zip(axes, search.STAGES.items(), strict=True):
     ax.set(title=stage, xlabel=labels[names[0]], ylabel=labels[names[1]])
     for shown, marker in ((stage, "o"), (search.FIRST, "s")):
-        points = plots.tried(ranking[ranking.stage == shown], names, space, "rouge_l", limits, marker, ax)
-fig.colorbar(points, ax=axes, label="ROUGE-L F1, held-out questions")
+        points = plots.tried(gains[gains.stage == shown], names, space, "difference", limits, marker, ax)
+fig.colorbar(points, ax=axes, label="ROUGE-L F1, difference to run A")
 plots.save(fig, "together", params.output)
 
 # %% [markdown]
