@@ -163,7 +163,8 @@ def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.Dat
     """One row per finished trial, complete ones ranked, then those stopped early, whose scores are of the folds they saw.
 
     `sd` is over folds, `low` and `high` are the t interval of their mean: rough, since folds share their training rows.
-    `difference` is to run A's own trial, paired over the questions that both answered, with its 95 % BCa interval.
+    `difference` is to run A's own trial, paired over the questions that both answered, with its 95 % BCa interval; `relative`
+    is to the mean of the complete trials on the questions answered, so that stopped trials compare, whatever their folds.
     """
     import numpy as np
     import pandas as pd
@@ -172,6 +173,7 @@ def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.Dat
     from .stats import compare_paired
 
     rows, best, first = {}, ranked(study), slots_of(study, "COMPLETE").get("0.0")
+    usual = pd.DataFrame({trial.number: items(trial) for trial in best}).mean(axis=1)
     stopped = sorted(slots_of(study, "PRUNED").values(), key=lambda t: (-len(t.user_attrs.get("folds", ())), t.number))
     for trial in [*best, *stopped]:
         known, scores = trial.user_attrs, items(trial)
@@ -181,24 +183,26 @@ def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.Dat
             half = student.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
             row |= {"sd": means.std(ddof=1), "low": means.mean() - half, "high": means.mean() + half}
         row |= {"folds": len(means), "outcome": outcome} | {k: known[k] for k in ("bleu", "seconds") if k in known}
+        if len(scores):
+            row["relative"] = (scores - usual[scores.index]).mean()
         if first and trial.number != first.number and len(scores):
             paired = compare_paired(items(first)[scores.index], scores, resamples, seed)
             row |= {"difference": paired["difference"], "difference_low": paired["low"], "difference_high": paired["high"]}
         rows[FIRST if known["stage"] == FIRST else f"trial {trial.number}"] = row
     columns = ["trial", "stage", *NAMES, "rouge_l", "sd", "low", "high", "bleu", "folds", "outcome", "seconds"]
-    columns += ["difference", "difference_low", "difference_high"]
+    columns += ["difference", "difference_low", "difference_high", "relative"]
     return pd.DataFrame(rows).T.reindex(columns=columns).infer_objects().rename_axis("name")
 
 
 def importance(study: "optuna.Study", ranking: "pd.DataFrame") -> "pd.Series":
     """Share of each parameter in what distinguishes the better trials (PED-ANOVA, Watanabe et al. 2023, IJCAI).
 
-    From all trials of `ranking` (see `table`), stopped ones too: by their difference to run A on what both answered.
+    From all trials of `ranking` (see `table`), stopped ones too, by what `relative` says there.
     """
     import optuna
     import pandas as pd
 
-    gains = ranking.set_index("trial").difference.where(ranking.index != FIRST, 0.0).dropna()
+    gains = ranking.set_index("trial").relative.dropna()
     compared = optuna.create_study(direction="maximize")
     for trial in study.get_trials(deepcopy=False):
         if trial.number in gains.index:

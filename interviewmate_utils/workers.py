@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+DRAWS = 50  # of a trial's values, until they are none that were tried
 RANDOM_TRIALS = 4  # finished trials that TPE wants before it models them
 AT_ONCE = 48  # answers generated together
 POLL_S = 1.0  # between looks at a study whose last trials others are running
@@ -76,7 +77,7 @@ def train_and_answer(p: config.SearchHyperparameters, run: TrainLora, dataset: A
 
 
 def _draw(p: config.SearchHyperparameters, study: "optuna.Study", trial: "optuna.Trial") -> TrainLora:
-    """The run that `trial` is to be: its stage's parameters drawn by TPE, all others at the best values so far.
+    """The run that `trial` is to be: its stage's parameters drawn by TPE, all others at the best values so far; a new one.
 
     Raises _Refused unless the trial is the one that fills its slot.
     """
@@ -88,16 +89,24 @@ def _draw(p: config.SearchHyperparameters, study: "optuna.Study", trial: "optuna
     best, first = ranked(study), first_run(p, epochs=p.epochs)
     start = best[0].params if best else {name: getattr(first, name) for name in NAMES}
     fixed = {name: value for name, value in start.items() if name not in STAGES.get(slots[slot], ())}
-    seed = int(config.digest_of([p.seed, slot])[:8], 16)  # the slot's own: a resumed search draws as one in one go
-    tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=False)
-    study.sampler = optuna.samplers.PartialFixedSampler(fixed, tpe)
-    drawn: dict[str, Any] = {}
+    others = slots_of(study, "RUNNING", "COMPLETE", "PRUNED").values()
+    tried = [rounded(other.params) for other in others if other.params.keys() == {*NAMES}]
+    rehearsal = optuna.create_study(direction="maximize")  # with the same past: a trial's own values are drawn but once
+    rehearsal.add_trials(slots_of(study, "COMPLETE", "PRUNED").values())
+    for attempt in range(DRAWS):
+        seed = int(config.digest_of([p.seed, slot, attempt])[:8], 16)  # the slot's own: a resumed search draws as one in one go
+        tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=False)
+        rehearsal.sampler = optuna.samplers.PartialFixedSampler(fixed, tpe)
+        drawn = rehearsal.ask(space(p)).params
+        if rounded(drawn) not in tried:
+            break
+    study.sampler = optuna.samplers.PartialFixedSampler(drawn, tpe)
     for name, allowed in space(p).items():
         if hasattr(allowed, "choices"):
-            drawn[name] = trial.suggest_categorical(name, allowed.choices)
+            trial.suggest_categorical(name, allowed.choices)
         else:
             suggest = trial.suggest_int if isinstance(allowed.low, int) else trial.suggest_float
-            drawn[name] = suggest(name, allowed.low, allowed.high, log=True)
+            suggest(name, allowed.low, allowed.high, log=True)
     return first.model_copy(update=rounded(drawn))
 
 

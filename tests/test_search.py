@@ -219,6 +219,14 @@ def test_an_interrupted_search_draws_as_one_in_one_go(root: Path, pretend: Calla
     assert [t.params for t in first_stage] == [whole[t.user_attrs["slot"]].params for t in first_stage]
 
 
+def test_no_trial_repeats_another(root: Path, pretend: Callable) -> None:
+    """The last stage has 36 combinations of choices, of which TPE likes some again and again."""
+    pretend(lambda run: 0.2 + 0.04 * run.rank - 0.5 * run.weight_decay)
+    workers.work(parameters(trials=31))
+    tried = [tuple(search.rounded(trial.params).values()) for trial in search.open_study(parameters()).trials]
+    assert len(set(tried)) == len(tried) == 31
+
+
 def test_importance_is_optunas_and_counts_stopped_trials(root: Path, pretend: Callable) -> None:
     pretend(lambda run: 0.2 + 0.04 * run.rank + 0.002 * run.alpha)
     workers.work(parameters(trials=13))
@@ -232,7 +240,7 @@ def test_importance_is_optunas_and_counts_stopped_trials(root: Path, pretend: Ca
     assert "stopped" in set(ranking.outcome)
     share = search.importance(search.open_study(p), ranking)
     assert set(share.index) == set(search.NAMES)
-    told = ranking.assign(difference=ranking.alpha.astype(float))
+    told = ranking.assign(relative=ranking.alpha.astype(float))
     assert search.importance(search.open_study(p), told).idxmax() == "alpha", "the scores that it is told decide"
 
 

@@ -109,7 +109,7 @@ best = search.ranked(finished)[0]
 # exploratory: the best of several trials looks better than it is, since its score is why it was chosen.
 
 # %%
-scores = ["rouge_l", "sd", "low", "high", "bleu", "difference", "difference_low", "difference_high"]
+scores = ["rouge_l", "sd", "low", "high", "bleu", "difference", "difference_low", "difference_high", "relative"]
 style = ranking.drop(columns=["trial", "folds"]).style.format("{:.3g}", subset=search.NAMES)
 style.format("{:.4f}", subset=scores, na_rep="-").format("{:.0f}", subset=["seconds"], na_rep="-")
 
@@ -122,12 +122,12 @@ plots.save(fig, "ranking", params.output)
 # ## Which parameter matters
 #
 # The importance of a parameter is the share of what distinguishes the best trials from the others that it explains alone
-# (PED-ANOVA, Watanabe et al. 2023), where a trial counts by its difference to run A on the questions that both answered, so that
-# stopped trials count, too. From a dozen trials this is a hint at most, and a parameter that was varied in few of them
+# (PED-ANOVA, Watanabe et al. 2023). A trial counts by `relative`, its mean difference to the complete trials on the questions
+# that it answered, so that stopped trials count, too. From a dozen trials this is a hint at most, and a parameter that was varied in few of them
 # can hardly show any.
 
 # %%
-compared, needed = int(ranking.difference.notna().sum()) + 1, 6
+compared, needed = int(ranking.relative.notna().sum()), 6
 if compared >= needed:
     share = search.importance(finished, ranking)
     fig, ax = plt.subplots(figsize=(8, 3))
@@ -140,23 +140,22 @@ else:
 # %% [markdown]
 # ## What was tried together
 #
-# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the difference to run A on the
-# questions that both answered: look for a direction in which it changes. Only trials of one panel are comparable, since a
-# later stage starts from better values of the others.
+# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the difference to the mean of
+# the complete trials on the same questions: look for a direction in which it changes. Only trials of one panel are
+# comparable, since a later stage starts from better values of the others.
 
 # %%
 labels = {"learning_rate": "peak learning rate", "dropout": "dropout (share)", "warmup_steps": "warm-up (steps)"}
 labels |= {"rank": "rank", "alpha": "alpha", "weight_decay": "weight decay"}
-gains = ranking.assign(difference=ranking.difference.where(ranking.index != search.FIRST, 0.0))
-limits = gains.difference.min() - 1e-4, gains.difference.max() + 1e-4
+limits = ranking.relative.min() - 1e-4, ranking.relative.max() + 1e-4
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.4))
 for ax, (stage, names) in zip(axes, search.STAGES.items(), strict=True):
     ax.set(title=stage, xlabel=labels[names[0]], ylabel=labels[names[1]])
     for shown, marker in ((stage, "o"), (search.FIRST, "s")):
-        points = plots.tried(gains[gains.stage == shown], names, space, "difference", limits, marker, ax)
-fig.colorbar(points, ax=axes, label="ROUGE-L F1, difference to run A")
+        points = plots.tried(ranking[ranking.stage == shown], names, space, "relative", limits, marker, ax)
+fig.colorbar(points, ax=axes, label="ROUGE-L F1,\ndifference to the mean")
 plots.save(fig, "together", params.output)
 
 # %% [markdown]
