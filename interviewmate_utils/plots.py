@@ -17,7 +17,12 @@ FIXED |= {"run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00"
 
 
 def colour(name: str) -> str:
-    """The colour of a system or a part of the corpus; names not fixed above get one that depends on the name alone."""
+    """The colour of a system or a part of the corpus; names not fixed above get one that depends on the name alone.
+
+    The trials of a search are all black: there are more of them than colours, and none appears anywhere else.
+    """
+    if name.startswith("trial "):
+        return PALETTE[-1]
     return FIXED.get(name) or PALETTE[sum(map(ord, name)) % len(PALETTE)]
 
 

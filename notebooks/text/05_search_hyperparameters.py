@@ -105,8 +105,9 @@ best = search.ranked(finished)[0]
 # ## Ranking
 #
 # `sd` is the spread over folds, `low` to `high` a 95 % t interval of their mean. It is rough: folds share training rows, so
-# their means are not independent. `difference` is to run A's own trial on the same questions, with its interval. All of this is
-# exploratory: the best of several trials looks better than it is, since its score is why it was chosen.
+# their means are not independent. `difference` is to run A's own trial on the same questions, with its interval; `relative` to the
+# mean of the complete trials on the same questions. A dot without an interval was stopped after its first fold, and its mean is
+# that fold's. All of this is exploratory: the best of several trials looks better than it is, since its score is why it was chosen.
 
 # %%
 scores = ["rouge_l", "sd", "low", "high", "bleu", "difference", "difference_low", "difference_high", "relative"]
