@@ -13,7 +13,7 @@
 #
 # **In:** the prepared corpus (`01_prepare_data`), run A's file, and for the verdict its weights (`04_train_lora`). **Out:** a
 # ranking of trials, and the best one as a run file. **Needs:** 3 GB, with the embedded model two to four minutes for the short
-# search of `make report`; for the 12 trials of `make search` about half an hour on two cores, and then ten minutes for the verdict.
+# search of `make report`; for the 12 trials of `make search` about twenty minutes on two cores, and then five for the verdict.
 
 # %%
 import matplotlib.pyplot as plt
