@@ -30,6 +30,7 @@ LENGTH, BATCH, EPOCHS = 256, 8, 2
 ALONE, TOGETHER, NEW_TOKENS = 4, 46, 32  # questions answered one by one and at once, tokens each
 OPERATIONS = 4  # per parameter and token: forward, and backward to the activations; frozen weights have no gradients
 PLAIN = {"num_train_epochs": EPOCHS, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+PLAIN |= {"use_cpu": models.pick_device() == "cpu"}  # without it TRL's default, bf16, is refused there
 
 
 def corpus(count: int) -> list[dict]:
