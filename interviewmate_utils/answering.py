@@ -31,14 +31,14 @@ def _finishing(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Any:
     import torch
     from transformers import EosTokenCriteria, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
+    endings = StoppingCriteriaList([EosTokenCriteria(tokenizer.eos_token_id), StopStringCriteria(tokenizer, [NEXT_QUESTION])])
+
     class Finishing(StoppingCriteria):
-        endings = StoppingCriteriaList(
-            [EosTokenCriteria(tokenizer.eos_token_id), StopStringCriteria(tokenizer, [NEXT_QUESTION])]
-        )
-        ended = torch.zeros(rows, dtype=torch.bool)
+        def __init__(self) -> None:
+            self.ended = torch.zeros(rows, dtype=torch.bool)
 
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> "torch.Tensor":
-            self.ended |= self.endings(input_ids, scores).cpu()
+            self.ended |= endings(input_ids, scores).cpu()
             enough = 4 * self.ended.sum() >= rows
             return torch.full((rows,), bool(enough), device=input_ids.device)
 
@@ -83,9 +83,10 @@ def _generate(
     answers, alive = [ids[0, :0]] * len(ids), torch.arange(len(ids))
     while len(alive):
         finishing = _finishing(tokenizer, len(alive))
-        room = {"max_new_tokens": options["max_new_tokens"] - (ids.shape[1] - width)}
+        # the criterion looks for the stop string itself; twice a token would be once too often
+        changed = {"max_new_tokens": options["max_new_tokens"] - (ids.shape[1] - width), "stop_strings": None}
         out = model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, **options | room,
+            input_ids=ids, attention_mask=mask, past_key_values=cache, **options | changed,
             stopping_criteria=[finishing], return_dict_in_generate=True,
         )  # fmt: skip
         ids, cache = out.sequences, out.past_key_values

@@ -173,9 +173,9 @@ def load_model(model: str, device: str = "auto", **options: Any) -> "PreTrainedM
     settings = load_config(model)
     options = {"dtype": pick_dtype(device, settings.get_text_config().hidden_size)} | options
     if "device_map" not in options:
-        size = outline(settings, options["dtype"]).get_memory_footprint()
-        if size > FILLED * free_bytes(device):
-            print(f"  {model}: {size / 1e9:.1f} GB of weights, more than fits into {free_bytes(device) / 1e9:.1f} GB: spread")
+        size, free = outline(settings, options["dtype"]).get_memory_footprint(), free_bytes(device)
+        if size > FILLED * free:
+            print(f"  {model}: {size / 1e9:.1f} GB of weights, more than fits into {free / 1e9:.1f} GB: spread")
             options["device_map"] = "auto"
     loaded, found = _load(
         AutoModelForCausalLM.from_pretrained, model, hint, use_safetensors=True, output_loading_info=True, **options

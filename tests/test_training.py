@@ -195,6 +195,15 @@ def test_weight_decay_pulls_the_weights_towards_zero(root: Path) -> None:
     assert sizes[1] < 0.98 * sizes[0]
 
 
+def test_a_base_with_dropout_of_its_own_is_not_packed_in_training(root: Path) -> None:
+    """Packed it would train without that dropout; it may be packed where dropout is off."""
+    path = root / MODEL / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_dropout": 0.1}))
+    trainer = prepare(root)
+    assert not trainer.packed
+    assert packing.supports(trainer.model.eval())
+
+
 def test_gradient_checkpointing_gives_the_same_run(root: Path, uninterrupted: Path) -> None:
     training.train(parameters(variants=["checkpointing"]))
     pd.testing.assert_frame_equal(log_of(root), log_of(uninterrupted), rtol=1e-5)

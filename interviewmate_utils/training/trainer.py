@@ -72,7 +72,7 @@ class AnswerTrainer(Trainer):
         self.p, self.pad_id, self.tokens, rows = p, pad_id, TOKENS[models.pick_device(p.hardware.kind)], len(train)
         # AdaLoRA adds to its loss in its own forward pass; several processes need that of their wrapper
         several = p.hardware.processes > 1 or p.hardware.fsdp
-        self.packed = not several and "adalora" not in p.variants and packing.supports(model)
+        self.packed = not several and "adalora" not in p.variants and packing.supports(model.train())
         # processes share a batch equally: the last one of an epoch is filled up with a row that has nothing to learn from
         blank = -rows % p.batch_size if several else 0
         if blank:
