@@ -184,7 +184,7 @@ def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.Dat
             row |= {"sd": means.std(ddof=1), "low": means.mean() - half, "high": means.mean() + half}
         row |= {"folds": len(means), "outcome": outcome} | {k: known[k] for k in ("bleu", "seconds") if k in known}
         if len(scores):
-            row["relative"] = (scores - usual[scores.index]).mean()
+            row["relative"] = (scores - usual.reindex(scores.index)).mean()
         if first and trial.number != first.number and len(scores):
             paired = compare_paired(items(first)[scores.index], scores, resamples, seed)
             row |= {"difference": paired["difference"], "difference_low": paired["low"], "difference_high": paired["high"]}
