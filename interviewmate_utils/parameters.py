@@ -2,12 +2,12 @@
 
 import ast
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,24 @@ class ParameterError(ValueError):
     """A parameter that is unknown, of the wrong type, out of range, or a secret. The text is written for people."""
 
 
+def read_cells(notebook: Path) -> list[dict[str, Any]]:
+    """A notebook's cells: `cell_type`, `source`, `tags`. Read as JSON: nbformat takes 2.5 s to import, on every `make`.
+
+    Raises
+    ------
+    ParameterError
+        If the file is not a notebook of format 4.
+    """
+    try:
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        cells = [c | {"source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])} for c in content["cells"]]
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{notebook}: not a notebook: {one_line(error)}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ParameterError(f"{notebook}: not a notebook of format 4 (JSON with cells)") from None
+    return cells
+
+
 def parameters_cell(notebook: Path) -> dict[str, Any]:
     """Names and default values of the notebook's cell tagged `parameters`, in order.
 
@@ -36,11 +54,7 @@ def parameters_cell(notebook: Path) -> dict[str, Any]:
     ParameterError
         If there is no such cell, or a value in it is not a literal.
     """
-    try:
-        cells = nbformat.read(notebook, as_version=4).cells
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{notebook}: not a notebook: {one_line(error)}") from None
-    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
+    tagged = [c["source"] for c in read_cells(notebook) if "parameters" in c["tags"]]
     if len(tagged) != 1:
         raise ParameterError(f"{notebook.name}: {len(tagged)} cells are tagged `parameters`, exactly one is needed")
     values: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """Where a report comes from: written into its metadata and shown in it as a box; compared later with what is there now."""
 
 import ast
+import functools
 import html
 import json
 import platform
@@ -12,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nbformat
-
 from . import config
+from .parameters import read_cells
 
 if TYPE_CHECKING:
+    import nbformat
     import pandas as pd
 
 PACKAGE = Path(__file__).parent
@@ -24,24 +25,29 @@ VERSIONS = ("torch", "transformers", "peft", "datasets", "evaluate", "papermill"
 LOCK = config.ROOT / "requirements.lock"
 
 
+@functools.cache
+def _modules_named(source: str) -> list[str]:
+    """Modules of this package that some Python names in its imports."""
+    try:
+        tree = ast.parse(re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", source))  # magics are not Python
+    except SyntaxError:
+        return []
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            ours = [alias.name for alias in node.names if alias.name.startswith("interviewmate_utils.")]
+            names += [name.removeprefix("interviewmate_utils.") for name in ours]
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("interviewmate_utils")):
+            module = (node.module or "").removeprefix("interviewmate_utils").strip(".")
+            names += [module] if module else [alias.name for alias in node.names]
+    return names
+
+
 def modules_used(notebook: Path) -> list[Path]:
     """Files of this package that a notebook imports, directly or through each other; found by reading, not importing."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    queue, found = [c.source for c in cells if c.cell_type == "code"], set()
+    queue, found = [c["source"] for c in read_cells(notebook) if c["cell_type"] == "code"], set()
     while queue:
-        try:
-            tree = ast.parse(re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", queue.pop()))  # magics are not Python
-        except SyntaxError:
-            continue
-        names: list[str] = []
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                ours = [alias.name for alias in node.names if alias.name.startswith("interviewmate_utils.")]
-                names += [name.removeprefix("interviewmate_utils.") for name in ours]
-            elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("interviewmate_utils")):
-                module = (node.module or "").removeprefix("interviewmate_utils").strip(".")
-                names += [module] if module else [alias.name for alias in node.names]
-        for name in names:
+        for name in _modules_named(queue.pop()):
             base = PACKAGE / name.split(".")[0]
             files = [base.with_suffix(".py")] if base.with_suffix(".py").exists() else sorted(base.rglob("*.py"))
             for path in files:
@@ -53,8 +59,7 @@ def modules_used(notebook: Path) -> list[Path]:
 
 def notebook_digest(notebook: Path) -> str:
     """Digest of what a notebook says: its cells' sources and tags, not outputs or editor metadata."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return config.digest_of([(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells])
+    return config.digest_of([(c["cell_type"], c["source"], c["tags"]) for c in read_cells(notebook)])
 
 
 def _git(*arguments: str) -> str:
@@ -132,11 +137,13 @@ def box(record: dict) -> str:
     return "**Provenance** of this report\n\n| | |\n|---|---|\n" + body
 
 
-def _insert(report: nbformat.NotebookNode, index: int, text: str, tag: str) -> None:
+def _insert(report: "nbformat.NotebookNode", index: int, text: str, tag: str) -> None:
+    import nbformat
+
     report.cells.insert(index, nbformat.v4.new_markdown_cell(text, metadata={"tags": [tag]}))
 
 
-def attach(report: nbformat.NotebookNode, record: dict) -> None:
+def attach(report: "nbformat.NotebookNode", record: dict) -> None:
     """Write the record into the report's metadata and, as its last cell, into what a reader sees."""
     report.metadata["interviewmate"] = record
     if config.EMBEDDED_MODEL in (record["model"], *record["inputs"]):
@@ -146,6 +153,8 @@ def attach(report: nbformat.NotebookNode, record: dict) -> None:
 
 def mark_failed(draft: Path, failed: Path, record: dict, reason: str) -> None:
     """Keep the draft as `failed`, with the reason on top; where a full disk cannot hold it, the notebook without outputs."""
+    import nbformat
+
     first = html.escape(reason.split("\n")[0], quote=False)
     text = f"# FAILED: {first}\n\nThis is not a report: the run stopped. Nothing below may be quoted."
     for source in (draft, config.ROOT / record["notebook"]):
@@ -165,7 +174,7 @@ def mark_failed(draft: Path, failed: Path, record: dict, reason: str) -> None:
 
 def read(report: Path) -> dict:
     """The provenance record of an executed report; empty for a notebook that was not run under the contract."""
-    return dict(nbformat.read(report, as_version=4).metadata.get("interviewmate", {}))
+    return json.loads(report.read_text(encoding="utf-8"))["metadata"].get("interviewmate", {})
 
 
 def changes_since(report: Path) -> list[str]:

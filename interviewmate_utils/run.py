@@ -14,13 +14,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-import nbformat
+from typing import TYPE_CHECKING, Any
 
 from . import config, provenance, tracking
 from .kernel import Kernel
 from .progress import Progress
+
+if TYPE_CHECKING:
+    import nbformat
 
 
 class RunError(RuntimeError):
@@ -92,7 +93,7 @@ def _execute(notebook: Path, draft: Path, overrides: dict, timeout_s: float, pro
         return kernel.peak_memory_gb
 
 
-def check_complete(report: nbformat.NotebookNode) -> None:
+def check_complete(report: "nbformat.NotebookNode") -> None:
     """Raise RunError unless every code cell ran, in order, without an error: `sys.exit(0)` and killed kernels leave gaps."""
     ran = 0
     for index, cell in enumerate(report.cells):
@@ -118,6 +119,8 @@ def run_notebook(notebook: Path, output: Path, overrides: dict, parameters: Any,
     BlockingIOError
         If another process is running into the same target.
     """
+    import nbformat
+
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{output.stem}.tmp.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")

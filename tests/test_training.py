@@ -197,7 +197,7 @@ def test_weight_decay_pulls_the_weights_towards_zero(root: Path) -> None:
 
 @pytest.mark.parametrize("variants", [[], ["full"]], ids=["lora", "full"])
 def test_a_base_with_dropout_of_its_own_is_not_packed_in_training(root: Path, variants: list[str]) -> None:
-    """Packed it would train without that dropout; it may be packed where dropout is off. A model comes from disk with it off."""
+    """Packed it would train without that dropout; where dropout is off, as in a model just read, it may be packed."""
     path = root / MODEL / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_dropout": 0.1}))
     trainer = prepare(root, variants=variants)
