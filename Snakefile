@@ -22,6 +22,7 @@ RUNS = [f"{run}_seed{seed}" for run in SHARED["runs"] for seed in SHARED["seeds"
 RUN_COMMAND = "OMP_NUM_THREADS={threads} {PYTHON} -m interviewmate_utils.warm run {input.notebook} -o {output} {params.files}"
 PYTHON = sys.executable
 THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or workflow.resource_settings.cores or 4)  # a job's, or this machine's
+SMALL_THREADS = CONTENT.get("workflow", {}).get("threads", THREADS)
 
 
 def files(stem, run=None):
@@ -124,7 +125,7 @@ rule build_embedded_model:
         values=str(resolved("02_build_embedded_model")),
     output:
         update(f"{OUT}/02_build_embedded_model.ipynb"),
-    threads: THREADS
+    threads: SMALL_THREADS  # fills the core that the last training leaves free
     shell:
         RUN_COMMAND
 
@@ -139,15 +140,21 @@ rule train_lora:
         values=lambda wildcards: str(resolved("04_train_lora", wildcards.run)),
     output:
         update(OUT + "/04_train_lora_{run}.ipynb"),
-    threads: CONTENT.get("workflow", {}).get("training_threads", THREADS)
+    threads: SMALL_THREADS
     shell:
         RUN_COMMAND
+
+
+def searched_on(study=None):
+    """The reports that a search needs: its corpus, and run A with the seeds of its verdict."""
+    p = resolved("05_search_hyperparameters", study)
+    return [prepared(p.corpus), *(f"{OUT}/04_train_lora_A_seed{seed}.ipynb" for seed in p.verdict_seeds)]
 
 
 rule search_hyperparameters:  # the short search
     input:
         made_of("05_search_hyperparameters"),
-        prepared(resolved("05_search_hyperparameters").corpus),
+        searched_on(),
         notebook="notebooks/05_search_hyperparameters.ipynb",
     params:
         files=files("05_search_hyperparameters"),
@@ -163,11 +170,7 @@ rule search_hyperparameters:  # the short search
 rule search_longer:  # `make search`; a report of its own, which `make report` neither makes nor needs
     input:
         lambda wildcards: made_of("05_search_hyperparameters", wildcards.study),
-        lambda wildcards: prepared(resolved("05_search_hyperparameters", wildcards.study).corpus),
-        lambda wildcards: [
-            f"{OUT}/04_train_lora_A_seed{seed}.ipynb"
-            for seed in resolved("05_search_hyperparameters", wildcards.study).verdict_seeds
-        ],
+        lambda wildcards: searched_on(wildcards.study),
         notebook="notebooks/05_search_hyperparameters.ipynb",
     params:
         files=lambda wildcards: files("05_search_hyperparameters", wildcards.study),

@@ -35,12 +35,13 @@ def _finishing(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Any:
 
     class Finishing(StoppingCriteria):
         def __init__(self) -> None:
-            self.ended = torch.zeros(rows, dtype=torch.bool)
+            self.ended, self.enough = torch.zeros(rows, dtype=torch.bool), False
 
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> "torch.Tensor":
-            self.ended |= endings(input_ids, scores).cpu()
-            enough = 4 * self.ended.sum() >= rows
-            return torch.full((rows,), bool(enough), device=input_ids.device)
+            if not self.enough:  # on MPS generation asks once more, of a token that it then takes back
+                self.ended |= endings(input_ids, scores).cpu()
+            self.enough = bool(4 * self.ended.sum() >= rows)
+            return torch.full((rows,), self.enough, device=input_ids.device)
 
     return Finishing()
 
@@ -93,7 +94,7 @@ def _generate(
         ended = finishing.ended | (ids.shape[1] - width >= options["max_new_tokens"])
         for row in ended.nonzero()[:, 0].tolist():
             answers[alive[row]] = ids[row, width:]
-        alive, staying = alive[~ended], (~ended).nonzero()[:, 0].to(ids.device)
+        alive, staying = alive[~ended], (~ended).nonzero()[:, 0]  # on the CPU: the layers' caches may lie on several devices
         mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], 1)[staying]
         ids = ids[staying]
         cache.batch_select_indices(staying)
@@ -184,7 +185,7 @@ def answer_loss(model: "PreTrainedModel", rows: Sequence[dict], pad_id: int, bat
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        with torch.inference_mode():
+        with torch.no_grad():  # inference mode would leave FSDP with buffers that it cannot train with
             if packed:
                 told = [[torch.tensor(rows[i][k], device=model.device) for k in ("input_ids", "labels")] for i in chosen]
                 sums = [(losses.sum().item(), len(losses)) for losses in packing.token_losses(model, told)]

@@ -206,7 +206,10 @@ class TrainLora(_OnPrepared):
         return variants
 
     @model_validator(mode="after")
-    def _batch_is_spread_over_processes(self) -> Self:
+    def _can_be_spread(self) -> Self:
+        # these read or change whole matrices, of which a process then holds a part
+        if self.hardware.fsdp and (whole := [name for name in ("adalora", "4bit", "pissa", "olora") if name in self.variants]):
+            raise ValueError(f"variants: {whole[0]} cannot be sharded; train it with a device without '+fsdp'")
         if self.batch_size % self.hardware.processes:
             raise ValueError(f"batch_size = {self.batch_size} cannot be shared by {self.hardware.processes} processes")
         return self
@@ -254,6 +257,15 @@ class SearchHyperparameters(_OnPrepared):
         if re.match(r"[^/]*//[^/@]*:[^$/@][^/@]*@", storage):
             raise ValueError("a report stores its parameters: write $NAME for the password, and set NAME in the environment")
         return storage
+
+    @model_validator(mode="after")
+    def _compares_with_run_a(self) -> Self:
+        if self.verdict_seeds and self.corpus != ORIGINAL:
+            raise ValueError(
+                f"verdict_seeds: the verdict compares with run A, which learns from '{ORIGINAL}'; after a search on "
+                f"'{self.corpus}' it would compare corpora, too. Leave verdict_seeds empty there"
+            )
+        return self
 
     @property
     def run_name(self) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,16 @@ KERNEL_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore:IProgress not found,ignore:`is_gradient_checkpointing`",
     "PYTHONHASHSEED": "0",
 }
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it, and holds the other end of its stdin, is gone: killed, say."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def environment_of_each(processes: int) -> dict[str, str]:

@@ -121,14 +121,18 @@ def restore_ranks(model: "PeftModel", state: dict[str, Any]) -> None:
         setattr(model.base_model.rankallocator, name, state["importance"][name])
 
 
-def save_trained(model: Any, p: config.TrainLora, folder: Path, start: Path | None = None) -> None:
+def save_trained(
+    model: Any, p: config.TrainLora, folder: Path, start: Path | None = None, weights: dict[str, Any] | None = None
+) -> None:
     """Keep an adapter, or for `full` the whole model, in `folder`, with the base that it belongs to (BASE).
 
     Written beside it and then swapped, so that a reader never meets half of it and a failed save loses nothing. `start`
-    holds the adapter as it was before training, which a PiSSA or OLoRA one is converted with into one for the plain base.
+    holds the adapter as it was before training, which a PiSSA or OLoRA one is converted with into one for the plain base;
+    `weights` are given where `model` itself holds only a share of them.
     """
     with config.replacing(folder) as draft:
-        options = {"path_initial_model_for_weight_conversion": str(start)} if start else {}
+        options: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(start)} if start else {}
+        options |= {"state_dict": weights} if weights is not None else {}
         if hasattr(model, "peft_config"):
             model.peft_config["default"].base_model_name_or_path = p.model
             options["save_embedding_layers"] = False  # else peft asks the hub whether the vocabulary has grown

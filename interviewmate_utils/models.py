@@ -79,14 +79,20 @@ def peak_memory_gb(device: str) -> float:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that can still be taken: of the current CUDA device, of what MPS advises, or of the machine."""
+    """Memory that can still be taken: of the current CUDA device, of what MPS advises, or of the machine.
+
+    What torch holds but does not use counts as free, and models that nobody uses any more are given up first.
+    """
+    import gc
+
     import psutil
     import torch
 
+    gc.collect()
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     if device == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return psutil.virtual_memory().available
 
 
@@ -177,6 +183,7 @@ def load_model(model: str, device: str = "auto", **options: Any) -> "PreTrainedM
         if size > FILLED * free:
             print(f"  {model}: {size / 1e9:.1f} GB of weights, more than fits into {free / 1e9:.1f} GB: spread")
             options["device_map"] = "auto"
+            options |= {"max_memory": {"cpu": int(FILLED * free)}} if device == "cpu" else {}  # though there may be a GPU
     loaded, found = _load(
         AutoModelForCausalLM.from_pretrained, model, hint, use_safetensors=True, output_loading_info=True, **options
     )

@@ -69,7 +69,8 @@ def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label:
 def tried(
     table: "pd.DataFrame", names: Sequence[str], space: Mapping[str, Any], value: str, limits: tuple, marker: str, axes: "Axes"
 ) -> Any:
-    """Trials of a search as points over the first two of `names`, coloured by `value`; returns what a colour bar needs.
+    """Trials of a search as points over the first two of `names`, coloured by `value`, a third written beside; returns what a
+    colour bar needs.
 
     An axis shows all that was allowed, as Optuna's distributions in `space` say: a range, on a log scale, or choices.
     """
@@ -88,6 +89,8 @@ def tried(
                 doubled = [allowed.low * 2**k for k in range(16) if allowed.low * 2**k <= allowed.high]
                 axes.set(**{f"{letter}ticks": doubled, f"{letter}ticklabels": doubled})
                 getattr(axes, f"{letter}axis").minorticks_off()
+    for x, y, *third in zip(*places, *(table[name] for name in names[2:]), strict=True):
+        axes.annotate(" ".join(f"{one:g}" for one in third), (x, y), (7, 3), textcoords="offset points")
     look = {"vmin": limits[0], "vmax": limits[1], "cmap": "cividis", "edgecolors": "black", "zorder": 3}
     return axes.scatter(*places, c=table[value].astype(float), marker=marker, s=80, **look)
 

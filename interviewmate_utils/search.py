@@ -30,7 +30,6 @@ NAMES = [name for names in STAGES.values() for name in names]
 CHOICES = {"rank": (2, 4, 8, 16), "dropout": (0.01, 0.05, 0.1), "weight_decay": (0.001, 0.01, 0.1)}
 CHOICES |= {"warmup_steps": (25, 50, 100), "batch_size": (1, 2, 4)}
 ALPHAS = (4, 32)
-STRATIFY_BY = "subfield"
 HOPELESS = 0.05  # p of the Wilcoxon test against the best trial, below which a trial is stopped
 HEARTBEAT_S, GRACE_S = 15, 120  # a running trial shows that it lives, and is given up when it has not for so long
 WINNER = "searched"  # name of the winner as a run
@@ -53,11 +52,30 @@ def first_run(p: config.SearchHyperparameters, *files: Path, **changes: Any) -> 
     return TrainLora(**found.model_dump() | shared | changes)
 
 
+def _profile_of(p: config.SearchHyperparameters, stem: str) -> dict[str, Any]:
+    """What the search's profile sets for a notebook."""
+    path = config.NOTEBOOKS / "params" / "profiles" / f"{p.profile}.yaml"
+    return config.read_parameters(path, stem) if path.exists() else {}
+
+
+def stratified_by(p: config.SearchHyperparameters) -> str:
+    """The column that the corpus was split by, as the profile or else 01_prepare_data says."""
+    default = config.parameters_cell(config.NOTEBOOKS / f"{config.PrepareData.stem}.ipynb")
+    return (default | _profile_of(p, config.PrepareData.stem))["stratify_by"]
+
+
 def space(p: config.SearchHyperparameters) -> dict[str, Any]:
-    """Optuna's distribution of each searched parameter, widened where run A's own value would lie outside."""
+    """Optuna's distribution of each searched parameter, widened where run A's own value would lie outside.
+
+    Raises SearchError where the profile sets one for every run, so that a winner could not be trained as it was found.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    first = first_run(p)
+    first, set_there = first_run(p), _profile_of(p, TrainLora.stem)
+    for name in NAMES:
+        if name in set_there and not (name == "learning_rate" and config.is_factor(set_there[name])):
+            what = f"'{p.profile}' sets {name} = {set_there[name]} under {TrainLora.stem} for every run"
+            raise SearchError(f"{name} cannot be searched: profile {what}. Take it out there, or write it into the runs' files")
     rates, alphas = (*p.learning_rates, first.learning_rate), (*ALPHAS, first.alpha)
     found: dict[str, Any] = {"learning_rate": FloatDistribution(min(rates), max(rates), log=True)}
     found["alpha"] = IntDistribution(min(alphas), max(alphas), log=True)
@@ -78,17 +96,17 @@ def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(f"{values[name]:.3g}") if name == "learning_rate" else values[name] for name in NAMES}
 
 
-def split_folds(train: "Dataset", count: int, seed: int) -> "pd.DataFrame":
+def split_folds(train: "Dataset", count: int, seed: int, stratify_by: str) -> "pd.DataFrame":
     """Per row of the training part its stratum, its conversation (the position of the first question) and its fold, from 1.
 
-    Stratified by subfield (not at all without that column); no conversation is torn apart.
+    Stratified by a column (not at all where there is none of that name); no conversation is torn apart.
     """
     import pandas as pd
     from sklearn.model_selection import StratifiedGroupKFold
 
-    known = [name for name in (ID, PARENT, FILE, LINE, QUESTION, STRATIFY_BY) if name in train.column_names]
+    known = [name for name in (ID, PARENT, FILE, LINE, QUESTION, stratify_by) if name in train.column_names]
     rows = list(train.select_columns(known))
-    table = pd.DataFrame({"stratum": [str(row.get(STRATIFY_BY, "all")) for row in rows]})
+    table = pd.DataFrame({"stratum": [str(row.get(stratify_by, "all")) for row in rows]})
     table["conversation"] = [i if root is None else root for i, root in enumerate(find_roots(rows)[0])]
     if table.conversation.nunique() < count:
         raise SearchError(f"folds = {count}: the training part has only {table.conversation.nunique()} conversations")
@@ -114,8 +132,8 @@ def open_study(p: config.SearchHyperparameters) -> "optuna.Study":
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     first, parts = first_run(p, epochs=p.epochs), data.load_parts(p.processed)
-    columns = [c for c in (ID, PARENT, STRATIFY_BY, "input_ids", ANSWER) if c in parts["train"].column_names]
-    content = [list(parts[name][column]) for name in ("train", "validation") for column in columns]
+    columns = [c for c in (ID, PARENT, stratified_by(p), "input_ids", ANSWER) if c in parts["train"].column_names]
+    content = [list(parts[name][column]) for name in ("train", "validation", "test") for column in columns]
     settings = p.model_dump(include={"folds", "learning_rates", "max_new_tokens", "repetition_penalty", "prune"})
     settings |= first.model_dump(exclude={"profile", "run", "device"}) | {"model": p.model, "weights": weights_digest(p.model)}
     url = os.path.expandvars(p.storage) or f"sqlite:///{p.output / 'study.db'}"
@@ -162,7 +180,8 @@ def items(trial: "optuna.trial.FrozenTrial") -> "pd.Series":
 def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.DataFrame":
     """One row per finished trial, complete ones ranked, then those stopped early, whose scores are of the folds they saw.
 
-    `sd` is over folds, `low` and `high` are the t interval of their mean: rough, since folds share their training rows.
+    `sd` is over folds, `low` and `high` are the t interval from it: rough, since folds share their training rows, and given for
+    complete trials alone.
     `difference` is to run A's own trial, paired over the questions that both answered, with its 95 % BCa interval; `relative`
     is to the mean of the complete trials on the questions answered, so that stopped trials compare, whatever their folds.
     """
@@ -180,8 +199,10 @@ def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.Dat
         outcome = "complete" if trial in best else "diverged" if "diverged" in known else "stopped"
         row = {"trial": trial.number, "stage": known["stage"]} | rounded(trial.params) | {"rouge_l": scores.mean()}
         if len(means := np.array(known.get("folds", []))) > 1:
-            half = student.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
-            row |= {"sd": means.std(ddof=1), "low": means.mean() - half, "high": means.mean() + half}
+            row["sd"] = means.std(ddof=1)
+            if outcome == "complete":
+                half = student.t.ppf(0.975, len(means) - 1) * row["sd"] / len(means) ** 0.5
+                row |= {"low": scores.mean() - half, "high": scores.mean() + half}
         row |= {"folds": len(means), "outcome": outcome} | {k: known[k] for k in ("bleu", "seconds") if k in known}
         if len(scores):
             row["relative"] = (scores - usual.reindex(scores.index)).mean()
@@ -195,9 +216,10 @@ def table(study: "optuna.Study", resamples: int = 999, seed: int = 0) -> "pd.Dat
 
 
 def importance(study: "optuna.Study", ranking: "pd.DataFrame") -> "pd.Series":
-    """Share of each parameter in what distinguishes the better trials (PED-ANOVA, Watanabe et al. 2023, IJCAI).
+    """Share of each parameter in the variance of the trials' scores (fANOVA, Hutter et al. 2014, ICML; Optuna's forest).
 
-    From all trials of `ranking` (see `table`), stopped ones too, by what `relative` says there.
+    From all trials of `ranking` (see `table`), stopped ones too, by what `relative` says there. PED-ANOVA, Optuna's default,
+    asks what the best trials have in common, which in a staged search is what the first stage decided.
     """
     import optuna
     import pandas as pd
@@ -208,7 +230,8 @@ def importance(study: "optuna.Study", ranking: "pd.DataFrame") -> "pd.Series":
         if trial.number in gains.index:
             known = {"params": trial.params, "distributions": trial.distributions, "value": gains[trial.number]}
             compared.add_trial(optuna.trial.create_trial(**known))
-    return pd.Series(optuna.importance.get_param_importances(compared)).sort_values()
+    forest = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return pd.Series(optuna.importance.get_param_importances(compared, evaluator=forest)).sort_values()
 
 
 # --- the winner
@@ -217,7 +240,7 @@ def importance(study: "optuna.Study", ranking: "pd.DataFrame") -> "pd.Series":
 def write_winner(p: config.SearchHyperparameters, trial: "optuna.trial.FrozenTrial") -> Path:
     """The trial as a run file in the output folder; run under the profile, it gives the values that were found.
 
-    Where the profile scales the learning rate, the file holds the unscaled one. Raises SearchError where it fixes a value.
+    Where the profile scales the learning rate, the file holds the unscaled one.
     """
     import yaml
 
@@ -229,9 +252,4 @@ def write_winner(p: config.SearchHyperparameters, trial: "optuna.trial.FrozenTri
     path = p.output / f"{WINNER}.yaml"
     rate = f"a rate of {found['learning_rate']:g} under profile {p.profile}"
     path.write_text(f"# Trial {trial.number} of study '{p.study}': {rate}\n" + yaml.safe_dump(values, sort_keys=False))
-    again = first_run(p, path)
-    if wrong := [name for name in NAMES if abs(getattr(again, name) - found[name]) > 1e-9 * abs(found[name])]:
-        raise SearchError(
-            f"{wrong[0]} = {found[wrong[0]]} was searched, but profile '{p.profile}' sets it under {TrainLora.stem}"
-        )
     return path

@@ -6,12 +6,10 @@ once its heartbeat is older than `search.GRACE_S`, and its slot is filled again.
 
 import contextlib
 import functools
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import config, data, metrics
 from .config import TrainLora
-from .kernel import environment_of_each
+from .kernel import end_with_parent, environment_of_each
 from .progress import relay
 from .rows import ANSWER, PARENT, QUESTION
 from .search import (
@@ -37,6 +35,7 @@ from .search import (
     slots_of,
     space,
     split_folds,
+    stratified_by,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 DRAWS = 50  # of a trial's values, until they are none that were tried
 RANDOM_TRIALS = 4  # finished trials that TPE wants before it models them
 AT_ONCE = 48  # answers generated together
+JUDGED = "judged"  # where the study keeps the test scores of trials that had a verdict
 POLL_S = 1.0  # between looks at a study whose last trials others are running
 
 
@@ -66,6 +66,9 @@ def train_and_answer(p: config.SearchHyperparameters, run: TrainLora, dataset: A
     tokenizer, base = models.load_tokenizer(run.model), training.load_base(run)
     torch.manual_seed(run.seed)
     total = training.schedule(len(parts["train"]), run.epochs, run.batch_size)["total_steps"]
+    whole = training.schedule(len(rows), first_run(p).epochs, run.batch_size)["total_steps"]
+    # what a warm-up is in a run, it is in a trial, which has fewer rows and epochs: the same share of the steps
+    run = run.model_copy(update={"warmup_steps": round(run.warmup_steps * total / whole)})
     (p.output / "folds").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=p.output / "folds") as folder:
         trainer = trainers.make_trainer(lora.adapt(base, run, total), parts, run, tokenizer.pad_token_id, Path(folder) / "run")
@@ -79,6 +82,8 @@ def train_and_answer(p: config.SearchHyperparameters, run: TrainLora, dataset: A
 def _draw(p: config.SearchHyperparameters, study: "optuna.Study", trial: "optuna.Trial") -> TrainLora:
     """The run that `trial` is to be: its stage's parameters drawn by TPE, all others at the best values so far; a new one.
 
+    The first slot is run A itself, whatever was found before it.
+
     Raises _Refused unless the trial is the one that fills its slot.
     """
     import optuna
@@ -87,18 +92,18 @@ def _draw(p: config.SearchHyperparameters, study: "optuna.Study", trial: "optuna
     if slot not in slots or slots_of(study, "RUNNING", "COMPLETE", "PRUNED")[slot].number != trial.number:
         raise _Refused
     best, first = ranked(study), first_run(p, epochs=p.epochs)
-    start = best[0].params if best else {name: getattr(first, name) for name in NAMES}
+    start = best[0].params if best and slots[slot] != FIRST else {name: getattr(first, name) for name in NAMES}
     fixed = {name: value for name, value in start.items() if name not in STAGES.get(slots[slot], ())}
     others = slots_of(study, "RUNNING", "COMPLETE", "PRUNED").values()
     tried = [rounded(other.params) for other in others if other.params.keys() == {*NAMES}]
     rehearsal = optuna.create_study(direction="maximize")  # with the same past: a trial's own values are drawn but once
     rehearsal.add_trials(slots_of(study, "COMPLETE", "PRUNED").values())
     for attempt in range(DRAWS):
-        seed = int(config.digest_of([p.seed, slot, attempt])[:8], 16)  # the slot's own: a resumed search draws as one in one go
+        seed = int(config.digest_of([p.seed, slot, attempt])[:8], 16)  # the slot's own
         tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=False)
         rehearsal.sampler = optuna.samplers.PartialFixedSampler(fixed, tpe)
         drawn = rehearsal.ask(space(p)).params
-        if rounded(drawn) not in tried:
+        if rounded(drawn) not in tried or slots[slot] == FIRST:
             break
     study.sampler = optuna.samplers.PartialFixedSampler(drawn, tpe)
     for name, allowed in space(p).items():
@@ -107,7 +112,7 @@ def _draw(p: config.SearchHyperparameters, study: "optuna.Study", trial: "optuna
         else:
             suggest = trial.suggest_int if isinstance(allowed.low, int) else trial.suggest_float
             suggest(name, allowed.low, allowed.high, log=True)
-    return first.model_copy(update=rounded(drawn))
+    return first.model_copy(update=rounded(trial.params))
 
 
 def _objective(
@@ -158,12 +163,11 @@ def _say(_: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
 
 
 def _fill(study: "optuna.Study", p: config.SearchHyperparameters) -> None:
-    """Queue a trial for each slot that has none, or only failed ones."""
-    there, first = slots_of(study, "WAITING", "RUNNING", "COMPLETE", "PRUNED"), first_run(p)
-    for slot, stage in plan(p.trials).items():
-        if slot not in there:
-            values = {name: getattr(first, name) for name in NAMES} if stage == FIRST else {}
-            study.enqueue_trial(values, {"slot": slot, "stage": stage})
+    """Queue a trial for the earliest slot that has none, or only failed ones, unless one waits: stages stay in order."""
+    slots, there = plan(p.trials), slots_of(study, "WAITING", "RUNNING", "COMPLETE", "PRUNED")
+    missing = [slot for slot in slots if slot not in there]
+    if missing and not slots_of(study, "WAITING").keys() & slots.keys():
+        study.enqueue_trial({}, {"slot": missing[0], "stage": slots[missing[0]]})
 
 
 def work(p: config.SearchHyperparameters) -> None:
@@ -171,7 +175,7 @@ def work(p: config.SearchHyperparameters) -> None:
     import optuna
 
     study, dataset = open_study(p), data.load_parts(p.processed)
-    table = split_folds(dataset["train"], p.folds, p.seed)
+    table = split_folds(dataset["train"], p.folds, p.seed, stratified_by(p))
     folds = [table.index[table.fold == number].tolist() for number in range(1, p.folds + 1)]
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study._storage.record_heartbeat(trial._trial_id)  # one killed before its first heartbeat would never count as dead
@@ -194,7 +198,8 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
     Raises SearchError, before anything is trained where it can be known then.
     """
     study = open_study(p)
-    split_folds(data.load_parts(p.processed)["train"], p.folds, p.seed)  # raises where there are too few rows
+    space(p)  # raises where the profile fixes a parameter
+    split_folds(data.load_parts(p.processed)["train"], p.folds, p.seed, stratified_by(p))  # raises where there are too few rows
     if finished(study, p.trials):
         print("  all trials are finished; nothing is trained anew")
         shutil.rmtree(p.output / "folds", ignore_errors=True)
@@ -218,33 +223,38 @@ def run(p: config.SearchHyperparameters) -> "optuna.Study":
     return study
 
 
-def judge(p: config.SearchHyperparameters) -> "pd.DataFrame":
-    """ROUGE-L of each test question, mean over seeds, of run A's kept weights and of the winner, trained here on all rows."""
+def judge(p: config.SearchHyperparameters, study: "optuna.Study") -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """The best trial, trained here on all rows with each of `verdict_seeds`, beside run A's kept weights, on the test part.
+
+    Returns ROUGE-L of each question (mean over seeds), with a column for every trial that this study ever judged, since each
+    was a look at the same questions; and ROUGE-L of each seed for run A and the best trial. The study keeps the scores.
+    """
     import pandas as pd
 
     from . import answering, lora, models, training
 
-    test, tokenizer = data.load_parts(p.processed)["test"], models.load_tokenizer(p.model)
+    test, tokenizer, winner = data.load_parts(p.processed)["test"], models.load_tokenizer(p.model), ranked(study)[0]
     options = {"repetition_penalty": p.repetition_penalty, "report": lambda _: None}
-    scores: dict[str, list] = {FIRST: [], f"run {WINNER}": []}
+    scores = {}
     for seed in p.verdict_seeds:
-        found = first_run(p, p.output / f"{WINNER}.yaml", seed=seed)
+        # under a name of its own: a run `searched` that the report trains is another training
+        found = first_run(p, run=f"{WINNER}_{p.study}", seed=seed, **rounded(winner.params))
         training.train(found)
-        for name, folder in zip(scores, (p.weights_of("A", seed), found.trained), strict=True):
+        for name, folder in ((FIRST, p.weights_of("A", seed)), (f"trial {winner.number}", found.trained)):
             model = lora.load_trained(p.model, folder, p.device)
             told = answering.generate_answers(model, tokenizer, list(test[QUESTION]), p.max_new_tokens, AT_ONCE, **options)
-            scores[name].append(metrics.score_items(told, list(test[ANSWER]))[metrics.PRIMARY])
-    return pd.DataFrame({name: pd.concat(each, axis=1).mean(axis=1) for name, each in scores.items()})
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()  # returns when whoever started this worker is gone
-    os._exit(1)
+            scores[name, seed] = metrics.score_items(told, list(test[ANSWER]))[metrics.PRIMARY]
+    each = pd.DataFrame(scores)
+    wide = each.T.groupby(level=0, sort=False).mean().T
+    told = study.user_attrs.get(JUDGED, {})
+    study.set_user_attr(JUDGED, told | {name: wide[name].tolist() for name in wide if name != FIRST})
+    earlier = pd.DataFrame({name: known for name, known in told.items() if name not in wide}, index=wide.index)
+    return pd.concat([wide, earlier], axis=1), each.mean().unstack(0, sort=False)
 
 
 def main() -> None:
     config.ROOT = Path(sys.argv[2])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     work(config.SearchHyperparameters.model_validate_json(sys.argv[1]))
 
 

@@ -330,7 +330,7 @@ def test_profile_may_have_a_section_for_a_notebook_of_ones_own(profile: Path) ->
 
 def test_section_of_the_workflow_is_for_no_notebook(profile: Path) -> None:
     before = config.read_parameters(profile, "04_train_lora")
-    profile.write_text(profile.read_text() + "workflow: {training_threads: 1}\n")
+    profile.write_text(profile.read_text() + "workflow: {threads: 1}\n")
     assert config.read_parameters(profile, "04_train_lora") == before
 
 

@@ -8,12 +8,14 @@ import string
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import corpus_rows, parrot, save_tiny
 from transformers import FalconConfig, FalconForCausalLM
+from transformers.generation import utils
 
 from interviewmate_utils import answering, config, data, models
 
@@ -233,6 +235,7 @@ def offline(home: Path, *command: object) -> subprocess.CompletedProcess:
 LOAD_FROM_HUB = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 from interviewmate_utils import answering, config, lora, models
 model, question, config.ROOT = *sys.argv[1:3], Path(sys.argv[3])
 p = config.validate(config.TrainLora, config.parameters_cell(config.NOTEBOOKS / "04_train_lora.ipynb") | {"profile": "hub"})
@@ -359,6 +362,22 @@ def test_ended_answers_leave_the_batch(tokenizer, monkeypatch: pytest.MonkeyPatc
     assert rows[0] == 12
     assert rows[-1] == 1
     assert sum(rows) < 0.75 * 12 * 13  # twelve rows for thirteen steps without it; 90 if each left at once
+
+
+def test_where_generation_notices_an_end_one_token_late_answers_are_the_same(tokenizer, monkeypatch) -> None:
+    """As transformers does on MPS: it generates a token more, and takes it back. Forced here, on a CPU."""
+    monkeypatch.setattr(answering, "PROMPT", "{question}")
+    words = [f" {letter}" for letter in string.ascii_letters if len(tokenizer(f" {letter}")["input_ids"]) == 1][:13]
+    talker = parrot(tokenizer, [*(tokenizer(word)["input_ids"][0] for word in words), tokenizer.eos_token_id])
+    questions = ["Why" + word for word in words[:-1]]
+    expected = answers(talker, tokenizer, questions, batch_size=12)
+    late: list[int] = []
+    finish = utils.DeferredStopCheck.finish
+    monkeypatch.setattr(utils.DeferredStopCheck, "is_supported", lambda *_, **__: True)
+    monkeypatch.setattr(utils.DeferredStopCheck, "finish", lambda self: late.append(finish(self)) or late[-1])
+    monkeypatch.setattr(torch, "Event", lambda **_: SimpleNamespace(record=lambda: None, synchronize=lambda: None))
+    assert answers(talker, tokenizer, questions, batch_size=12) == expected
+    assert any(late)
 
 
 def torn(tokenizer, script: list[int], after: int, other: int):

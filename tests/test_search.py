@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -109,7 +110,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable:
 
 def test_folds_are_stratified_cover_everything_once_and_keep_conversations_together(root: Path) -> None:
     train = data.load_parts(parameters(corpus="follow_ups").processed)["train"]
-    table = search.split_folds(train, 3, 13)
+    table = search.split_folds(train, 3, 13, "subfield")
     assert len(table) == len(train) == 30
     assert set(table.fold) == {1, 2, 3}
     assert table.groupby("conversation").fold.nunique().eq(1).all()
@@ -120,15 +121,22 @@ def test_folds_are_stratified_cover_everything_once_and_keep_conversations_toget
     firsts = table[table.conversation == table.index]
     sizes = firsts.groupby(["stratum", "fold"]).size().unstack()
     assert (sizes.max(axis=1) - sizes.min(axis=1)).max() <= 2, sizes
-    assert table.equals(search.split_folds(train, 3, 13))
-    assert not table.fold.equals(search.split_folds(train, 3, 14).fold)
+    assert table.equals(search.split_folds(train, 3, 13, "subfield"))
+    assert not table.fold.equals(search.split_folds(train, 3, 14, "subfield").fold)
 
 
 def test_folds_need_no_subfield_and_say_when_there_are_too_few_rows(root: Path) -> None:
     train = data.load_parts(parameters().processed)["train"]
-    assert search.split_folds(train.remove_columns("subfield"), 3, 1).fold.value_counts().tolist() == [8, 8, 8]
+    assert search.split_folds(train, 3, 1, "absent").fold.value_counts().tolist() == [8, 8, 8]
     with pytest.raises(search.SearchError, match="folds = 3: the training part has only 2 conversations"):
-        search.split_folds(train.select(range(2)), 3, 1)
+        search.split_folds(train.select(range(2)), 3, 1, "subfield")
+
+
+def test_folds_are_stratified_by_the_column_that_the_corpus_was_split_by(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert search.stratified_by(parameters()) == "subfield"
+    monkeypatch.setattr(config, "NOTEBOOKS", Path(shutil.copytree(config.NOTEBOOKS, root / "notebooks")))
+    (config.NOTEBOOKS / "params/profiles/tiny.yaml").write_text("01_prepare_data: {stratify_by: topic}\nshared: {seeds: [1]}\n")
+    assert search.stratified_by(parameters()) == "topic"
 
 
 def test_a_fold_trains_on_the_other_folds_and_is_asked_its_first_questions_alone(root: Path, monkeypatch) -> None:
@@ -150,12 +158,15 @@ def test_training_and_validation_rows_of_a_fold(root: Path, monkeypatch: pytest.
     make = trainers.make_trainer
 
     def look(model: object, dataset: dict, *rest: object) -> object:
-        given.update({name: list(part["id"]) for name, part in dataset.items()})
+        given.update({name: list(part["id"]) for name, part in dataset.items()} | {"warmup": rest[0].warmup_steps})
         return make(model, dataset, *rest)
 
     monkeypatch.setattr(trainers, "make_trainer", look)
     dataset = data.load_parts(p.processed)
     told = workers.train_and_answer(p, search.first_run(p, epochs=1.0), dataset, [0, 2, 4], [2, 4])
+    # run A warms up in 50 of 6 x 5 steps, whatever they are; 21 rows for one epoch make 6 steps
+    assert search.first_run(p).warmup_steps == 50
+    assert given["warmup"] == 50 * 6 / 30
     assert given["train"] == [f"q{i}" for i in range(24) if i not in (0, 2, 4)]
     assert given["validation"] == [f"q{i}" for i in range(24, 30)]
     assert len(told) == 2
@@ -227,12 +238,13 @@ def test_no_trial_repeats_another(root: Path, pretend: Callable) -> None:
     assert len(set(tried)) == len(tried) == 31
 
 
-def test_importance_is_optunas_and_counts_stopped_trials(root: Path, pretend: Callable) -> None:
+def test_importance_counts_stopped_trials_and_finds_the_one_parameter_that_matters(root: Path, pretend: Callable) -> None:
     pretend(lambda run: 0.2 + 0.04 * run.rank + 0.002 * run.alpha)
     workers.work(parameters(trials=13))
     study = search.open_study(parameters())
-    expected = optuna.importance.get_param_importances(study)
-    assert search.importance(study, search.table(study)).to_dict() == pytest.approx(expected)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    expected = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    assert search.importance(study, search.table(study)).to_dict() == pytest.approx(expected, abs=0.05)
 
     p = parameters(trials=13, prune=True)
     workers.work(p)
@@ -240,8 +252,11 @@ def test_importance_is_optunas_and_counts_stopped_trials(root: Path, pretend: Ca
     assert "stopped" in set(ranking.outcome)
     share = search.importance(search.open_study(p), ranking)
     assert set(share.index) == set(search.NAMES)
-    told = ranking.assign(relative=ranking.alpha.astype(float))
-    assert search.importance(search.open_study(p), told).idxmax() == "alpha", "the scores that it is told decide"
+    for name in ("rank", "alpha", "dropout", "weight_decay"):  # whichever stage it is varied in
+        told = ranking.assign(relative=ranking[name].astype(float))
+        share = search.importance(search.open_study(p), told)
+        assert share.idxmax() == name
+        assert share[name] > 0.5
 
 
 # --- end to end
@@ -271,14 +286,31 @@ def test_the_verdict_trains_the_winner_on_all_rows_and_scores_the_test_part(root
     p = parameters(verdict_seeds=[3, 4])
     for seed in p.verdict_seeds:
         training.train(search.first_run(p, run="A", seed=seed, epochs=1.0))
-    path = p.output / "searched.yaml"
-    path.write_text(yaml.safe_dump({"run": "searched", "rank": 2, "learning_rate": 0.01, "epochs": 1.0, "warmup_steps": 2}))
-    wide = workers.judge(p)
-    assert wide.columns.tolist() == ["run A", "run searched"]
+    study, found = search.open_study(p), {"rank": 2, "learning_rate": 0.01}
+    study.add_trial(told(0.3, 0.1, "1.1", p, **found))
+    wide, by_seed = workers.judge(p, study)
+    assert wide.columns.tolist() == ["run A", "trial 0"]
     assert len(wide) == 6
-    assert all(p.weights_of("searched", seed).exists() for seed in p.verdict_seeds)
+    assert by_seed.columns.tolist() == ["run A", "trial 0"]
+    assert by_seed.index.tolist() == p.verdict_seeds
+    pd.testing.assert_series_equal(wide.mean(), by_seed.mean(), check_names=False)
+    record = json.loads((p.weights_of("searched_short", 4) / "adapter_config.json").read_text())
+    assert record["r"] == 2
     missing = parameters(verdict_seeds=[9]).inputs()
     assert root / "reports/tiny/04_train_lora_A_seed9/trained" in missing
+
+    study.add_trial(told(0.4, 0.1, "1.2", p, **found, dropout=0.1))
+    again, _ = workers.judge(p, study)
+    assert again.columns.tolist() == ["run A", "trial 1", "trial 0"], "a later winner is another look at the same questions"
+    pd.testing.assert_series_equal(again["trial 0"], wide["trial 0"])
+    third, _ = workers.judge(p, search.open_study(p))
+    assert third.columns.tolist() == ["run A", "trial 1", "trial 0"], "the same one is not"
+    pd.testing.assert_frame_equal(third, again)
+
+
+def test_a_verdict_on_another_corpus_than_run_as_is_refused() -> None:
+    with pytest.raises(ValueError, match="the verdict compares with run A, which learns from 'original'"):
+        parameters(corpus="follow_ups", verdict_seeds=[3])
 
 
 # --- interrupted, and shared
@@ -340,6 +372,38 @@ def test_workers_end_when_their_notebook_is_killed(root: Path) -> None:
     parent.wait()
     _, alive = psutil.wait_procs(children, 20)
     assert not alive
+
+
+def test_run_a_begun_again_after_others_is_run_a(root: Path, pretend: Callable) -> None:
+    """Its worker was killed while another finished a better trial."""
+    seen = pretend(lambda run: 0.04 * run.rank)
+    p = parameters(trials=2)
+    study = search.open_study(p)
+    study.add_trial(told(0.9, 0.5, "1.1", p, rank=16, learning_rate=0.01))
+    workers.work(p)
+    first = search.first_run(p)
+    assert {tuple(getattr(run, name) for name in search.NAMES) for run in seen} == {
+        tuple(getattr(first, name) for name in search.NAMES)
+    }
+    assert search.slots_of(search.open_study(p), "COMPLETE")["0.0"].params == {n: getattr(first, n) for n in search.NAMES}
+
+
+def test_what_is_recorded_is_what_was_trained(root: Path, pretend: Callable) -> None:
+    seen = pretend(lambda run: 0.04 * run.rank)
+    workers.work(parameters(trials=9))
+    trained = [tuple(getattr(run, name) for name in search.NAMES) for run in seen[::3]]
+    assert trained == [tuple(search.rounded(t.params).values()) for t in search.open_study(parameters()).trials]
+
+
+def test_a_trial_that_failed_is_run_before_later_stages(root: Path, pretend: Callable) -> None:
+    pretend(lambda run: 0.5)
+    workers.work(parameters(trials=4))
+    study = search.open_study(parameters(trials=8))
+    study.enqueue_trial({}, {"slot": "1.2", "stage": "rate and rank"})
+    study.tell(study.ask(), state=TrialState.FAIL)
+    workers.work(parameters(trials=8))
+    slots = [t.user_attrs["slot"] for t in search.open_study(parameters()).get_trials(states=FINISHED)]
+    assert slots == ["0.0", "1.1", "2.1", "3.1", "1.2", "1.3", "2.2", "3.2"]
 
 
 def test_two_workers_share_a_study_and_run_no_trial_twice(root: Path) -> None:
@@ -423,10 +487,11 @@ def test_nothing_is_stopped_when_that_is_switched_off_nor_is_run_a(root: Path, p
     seen = pretend(lambda run: 1.0 if run.learning_rate == 2e-4 else 0.1)
     workers.work(parameters(trials=2, prune=False))
     assert len(seen) == 6
-    pretend(lambda run: 0.1 if run.learning_rate == 2e-4 else 1.0)
+    seen = pretend(lambda run: 0.1 if run.learning_rate == 2e-4 else 1.0)
     p = parameters(trials=2, prune=True)
     search.open_study(p).enqueue_trial({}, {"slot": "1.1", "stage": "rate and rank"})  # before run A
     workers.work(p)
+    assert [run.learning_rate == 2e-4 for run in seen] == [False] * 3 + [True] * 3
     assert {t.state for t in search.open_study(p).trials} == {TrialState.COMPLETE}
 
 
@@ -463,8 +528,8 @@ def test_a_loss_that_is_no_number_is_a_divergence(root: Path) -> None:
 # --- ranking and winner
 
 
-def told(value: float, bleu: float, slot: str, **params: object) -> optuna.trial.FrozenTrial:
-    p = parameters(profile="embedded")
+def told(value: float, bleu: float, slot: str, p: object = None, **params: object) -> optuna.trial.FrozenTrial:
+    p = p or parameters(profile="embedded")
     values = {name: getattr(search.first_run(p), name) for name in search.NAMES} | params
     attributes = {"slot": slot, "stage": search.plan(12)[slot], "bleu": bleu, "folds": [value], "seconds": 1.0}
     return optuna.create_trial(value=value, params=values, distributions=search.space(p), user_attrs=attributes)
@@ -497,8 +562,10 @@ def test_winner_file_run_under_the_profile_gives_what_was_found(root: Path, prof
 def test_a_profile_that_fixes_a_searched_value_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "NOTEBOOKS", Path(shutil.copytree(config.NOTEBOOKS, root / "notebooks")))
     (config.NOTEBOOKS / "params/profiles/tiny.yaml").write_text("shared: {profile: tiny}\n04_train_lora: {rank: 4}\n")
-    with pytest.raises(search.SearchError, match="rank = 16 was searched, but profile 'tiny' sets it under 04_train_lora"):
-        search.write_winner(parameters(), told(0.3, 0.1, "1.1", rank=16))
+    said = "rank cannot be searched: profile 'tiny' sets rank = 4 under 04_train_lora for every run"
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
+    with pytest.raises(search.SearchError, match=said):
+        workers.run(parameters())
 
 
 # --- the study

@@ -27,7 +27,7 @@ RUNS = ("A_seed1", "A_seed2")
 MEASURED = {"train_tps", "train_time_s", "peak_memory_gb"}  # differ from run to run
 TINY = {
     "shared": {"profile": "tiny", "model": "data/models/embedded", "runs": ["A"], "seeds": [1, 2]},
-    "workflow": {"training_threads": 1},
+    "workflow": {"threads": 1},
     "01_prepare_data": {"raw_file": "data/raw/few.jsonl", "max_length": 128},
     "04_train_lora": {"learning_rate": 0.002, "epochs": 8.0, "warmup_steps": 5},
 }

@@ -9,11 +9,13 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,6 +44,28 @@ DEFAULTS = {
     "batch_size": 4,
     "warmup_steps": 5,
 }
+# Accelerate shards over GPUs alone; told that processes on a CPU are of another such kind, it shards over them
+SHARDED = """
+import sys
+from pathlib import Path
+from accelerate.state import DistributedType, PartialState
+from interviewmate_utils import config, training
+from interviewmate_utils.training import checkpoints
+
+def begin(self, *arguments, begin=PartialState.__init__, **options):
+    begin(self, *arguments, **options)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_XPU
+
+def fit(trainer, identity, fit=checkpoints.fit):
+    read = fit(trainer, identity)
+    print("sharded", all(hasattr(q, "placements") for q in trainer.model.parameters()), flush=True)
+    return read
+
+PartialState.__init__ = begin
+checkpoints.fit, config.ROOT = fit, Path(sys.argv[2])
+training.train_here(config.TrainLora.model_validate_json(sys.argv[1]))
+"""
 WORSENING = {"learning_rate": 0.5, "alpha": 64, "epochs": 12.0}
 
 
@@ -143,6 +167,16 @@ def test_neither_parts_nor_packing_change_the_run(root: Path, monkeypatch: pytes
         pd.testing.assert_frame_equal(log, whole, rtol=1e-3)
         for name, tensor in other.items():
             assert (tensor - weights[name]).abs().max() < 0.01 * moved, name
+
+
+def test_adalora_is_regularised_once_a_batch_however_many_parts_it_has(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft adds the regulariser, of about 0.1 here, to the loss of every forward pass."""
+    logs = []
+    for tokens in (10_000, 1):
+        monkeypatch.setitem(trainers.TOKENS, "cpu", tokens)
+        training.train(parameters(variants=["adalora"], dropout=0.0, epochs=2.0))
+        logs.append(log_of(root))
+    pd.testing.assert_frame_equal(*logs, rtol=1e-3)
 
 
 def test_batches_are_alike_in_length_and_each_epoch_has_its_own_order(root: Path) -> None:
@@ -362,6 +396,15 @@ def test_without_its_best_checkpoint_a_run_starts_afresh(worsening: Path, root: 
     assert_same_run(root, worsening)
 
 
+def test_early_stopping_waits_no_longer_after_a_kill(worsening: Path, root: Path) -> None:
+    """Killed in the middle of its waiting for a better validation loss."""
+    best = int(log_of(worsening).set_index("step").validation_loss[1:].idxmin())
+    kill_at(root, WORSENING, f"checkpoint-{best + 9}/checksums.json")
+    finish(root, WORSENING)
+    assert resumed(root)
+    assert_same_run(root, worsening)
+
+
 def test_a_kill_after_the_last_step_does_not_train_on(worsening: Path, root: Path, monkeypatch) -> None:
     """An early stop, and the process dies before the weights are kept."""
     with monkeypatch.context() as patch:
@@ -537,15 +580,78 @@ def test_model_that_overflows_its_devices_is_not_trained(root: Path, monkeypatch
 # --- several processes
 
 
-@pytest.mark.parametrize("device", ["cpu*2", "cpu*2+fsdp"])
-def test_two_processes_give_the_loss_curve_of_one(root: Path, device: str) -> None:
-    """The same batches, halved; without dropout, whose draws differ. Sums in another order differ in the last digits."""
-    one = pd.DataFrame(training.train(parameters(dropout=0.0, epochs=2.0))["log"]).astype(float)
-    two = pd.DataFrame(training.train(parameters(dropout=0.0, epochs=2.0, device=device))["log"]).astype(float)
+def assert_same_curve_and_kept_weights(root: Path, one: pd.DataFrame) -> None:
+    two = log_of(root)
     pd.testing.assert_frame_equal(one, two, rtol=1e-3)
     kept = lora.load_trained(MODEL, parameters().trained, "cpu")
     loss = training.mean_loss(kept, data.load_parts(parameters().processed)["validation"], 0)
     assert loss == pytest.approx(two.validation_loss[1:].min(), rel=1e-3)
+
+
+def test_two_processes_give_the_loss_curve_of_one(root: Path) -> None:
+    """The same batches, halved; without dropout, whose draws differ. Sums in another order differ in the last digits."""
+    one = pd.DataFrame(training.train(parameters(dropout=0.0, epochs=2.0))["log"]).astype(float)
+    training.train(parameters(dropout=0.0, epochs=2.0, device="cpu*2"))
+    assert_same_curve_and_kept_weights(root, one)
+
+
+@pytest.mark.parametrize("variants", [[], ["full"]], ids=["lora", "full"])
+def test_processes_that_share_the_weights_give_the_loss_curve_of_one(root: Path, variants: list[str]) -> None:
+    """Killed once on the way, too."""
+    changes = {"dropout": 0.0, "epochs": 2.0, "variants": variants, "learning_rate": 1e-3}
+    one = pd.DataFrame(training.train(parameters(**changes))["log"]).astype(float)
+    (root / "sharded.py").write_text(SHARDED)
+    p = parameters(**changes, device="cpu*2+fsdp")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(root / "sharded.py")]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": Path(training.__file__).parents[2]}
+    with subprocess.Popen([*command, p.model_dump_json(), str(root)], start_new_session=True, **options) as killed:
+        deadline = time.monotonic() + 120
+        while not (checkpoints_of(root) / "checkpoint-6/checksums.json").exists() and time.monotonic() < deadline:
+            assert killed.poll() is None, killed.stdout.read()[-3000:]
+            time.sleep(0.01)
+        for process in [*psutil.Process(killed.pid).children(recursive=True), psutil.Process(killed.pid)]:
+            process.kill()
+    done = subprocess.run([*command, p.model_dump_json(), str(root)], timeout=180, check=False, **options)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.stdout.count("sharded True") == 2
+    assert resumed(root)
+    assert_same_curve_and_kept_weights(root, one)
+
+
+@pytest.mark.parametrize(
+    ("device", "variants", "said"),
+    [
+        ("cpu*2+fsdp", [], r"device = 'cpu\*2\+fsdp': weights are sharded over GPUs"),
+        ("cuda*2+fsdp", ["adalora"], "variants: adalora cannot be sharded"),
+        ("cuda*2+fsdp", ["4bit"], "variants: 4bit cannot be sharded"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(root: Path, device: str, variants: list[str], said: str) -> None:
+    with pytest.raises((training.TrainingError, ValueError), match=said):
+        training.train(parameters(device=device, variants=variants))
+
+
+def test_processes_end_with_the_one_that_started_them_and_a_rerun_goes_on_as_if_nothing_had_been(
+    root: Path, template: Path
+) -> None:
+    """Killed in mid-epoch, where the order of the rest of the epoch must not be drawn anew."""
+    changes = {"device": "cpu*2", "epochs": 3.0}
+    whole = Path(shutil.copytree(template, root.parent / "whole"))
+    finish(whole, changes)
+    kill_at(root, changes, "checkpoint-9/checksums.json")
+    ours = [p for p in psutil.process_iter(["cmdline"]) if str(root) in " ".join(p.info["cmdline"] or [])]
+    _, alive = psutil.wait_procs(ours, 60)
+    assert not alive
+    finish(root, changes)
+    assert resumed(root)
+    pd.testing.assert_frame_equal(log_of(root), log_of(whole), rtol=1e-5)
+
+
+def test_why_a_training_process_failed_is_said(root: Path) -> None:
+    for file in parameters().processed.rglob("*.arrow"):
+        file.write_bytes(b"no table")
+    with pytest.raises(training.TrainingError, match=r"(?s)a training process failed:\nTraceback.*Arrow"):
+        training.train(parameters(device="cpu*2"))
 
 
 # --- what a reader gets

@@ -157,7 +157,7 @@ def test_missing_report_of_a_corpus_trains_its_run_again(copy):
 def test_trainings_go_side_by_side_where_the_profile_says_so(copy):
     rewrite(copy / "notebooks/params/runs/A.yaml", "dropout: 0.05", "dropout: 0.10")
     said = [plan(copy).split("rule train_lora:")[1].split("rule ")[0]]
-    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "training_threads: 1", "training_threads: 2")
+    rewrite(copy / "notebooks/params/profiles/embedded.yaml", "  threads: 1", "  threads: 2")
     said.append(plan(copy).split("rule train_lora:")[1].split("rule ")[0])
     assert ["threads: 2" in text for text in said] == [False, True]  # of two cores; one is not mentioned
     assert ["threads: " in text for text in said] == [False, True]

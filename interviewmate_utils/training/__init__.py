@@ -82,10 +82,16 @@ def train(p: config.TrainLora) -> dict[str, Any]:
     """
     kind = models.pick_device(p.hardware.kind)
     lora.require(p.variants, kind)
+    if kind == "mps" and "checkpointing" in p.variants and p.dropout:
+        raise TrainingError(
+            "variants: checkpointing computes dropout anew, and MPS would draw it differently; set dropout to 0"
+        )
     if p.hardware.processes == 1 and not p.hardware.fsdp:
         train_here(p)
     elif kind == "mps":
         raise TrainingError(f"device = '{p.device}': MPS trains in one process")
+    elif kind == "cpu" and p.hardware.fsdp:
+        raise TrainingError(f"device = '{p.device}': weights are sharded over GPUs, not over processes on a CPU")
     else:
         _train_in_processes(p)
     return json.loads((p.trained / RECORD).read_text())
@@ -96,13 +102,14 @@ def _train_in_processes(p: config.TrainLora) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.hardware.processes}"]
     command += ["-m", "interviewmate_utils.training", p.model_dump_json(), str(config.ROOT)]
     environment = environment_of_each(p.hardware.processes)
-    with subprocess.Popen(
-        command, cwd=config.ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as started:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # see `end_with_parent`
+    with subprocess.Popen(command, cwd=config.ROOT, env=environment, text=True, **pipes) as started:
         lines = relay(started, "  ")
     if started.returncode:
         said = re.findall(r"^(?:\[rank\d+\]: )?[\w.]*(?:TrainingError|DivergedError|ModelError): (.*)", "".join(lines), re.M)
-        raise TrainingError(said[0] if said else "a training process failed:\n" + "".join(lines[-30:]))
+        reason = "".join(lines)
+        reason = reason[max(0, reason.find("Traceback")) :]  # that of the process; torchrun's own comes after it
+        raise TrainingError(said[0] if said else "a training process failed:\n" + reason[:4000])
 
 
 def load_base(p: config.TrainLora) -> Any:
@@ -125,6 +132,11 @@ def load_base(p: config.TrainLora) -> Any:
         hidden = models.load_config(p.model).get_text_config().hidden_size
         return models.load_model(p.model, "cpu", **{"dtype": models.pick_dtype(kind, hidden)} | options)
     model = models.load_model(p.model, kind, **options)
+    if p.hardware.processes > 1 and getattr(model, "hf_device_map", None):
+        raise TrainingError(
+            f"{p.model} does not fit into one device, and each of {p.hardware.processes} processes needs all of it. Share it "
+            f"among them: device: '{p.device}+fsdp'"
+        )
     if outside := models.overflow(model):
         raise TrainingError(
             f"{p.model} does not fit into the memory of the devices here ({len(outside)} of its parts lie outside). Train it "
@@ -154,9 +166,11 @@ def train_here(p: config.TrainLora) -> None:
     known = {"data": config.digest(p.processed), "model": p.model, "weights": models.weights_digest(p.model)}
     read_before = fit(trainer, p.model_dump() | known)
     seconds = time.perf_counter() - started
+    trainer.accelerator.wait_for_everyone()  # the first process clears up what others may still read
+    weights = trainer.accelerator.get_state_dict(trainer.model) if p.hardware.fsdp else None  # each process holds a share
     if not trainer.is_world_process_zero():
         return
-    lora.save_trained(trainer.model, p, p.trained, start)
+    lora.save_trained(trainer.model, p, p.trained, start, weights)
     record = {
         "log": json.loads(history(trainer).to_json(orient="records", double_precision=15)),
         "best_step": trainer.state.best_global_step,

@@ -21,9 +21,10 @@ _LOGITS = 2**24  # most logits at once: 64 MB in fp32
 
 
 def supports(model: "PreTrainedModel") -> bool:
-    """Whether `model`, adapted or not, is a Falcon of the RW kind on one device, its own dropout absent or off."""
+    """Whether `model`, adapted or not, is a Falcon of the RW kind, whole, on one device, its own dropout absent or off."""
     settings = model.config
     wrapped = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+    wrapped = wrapped or hasattr(next(model.parameters()), "placements")  # FSDP gathers weights where its own hooks are called
     return (
         settings.model_type == "falcon"
         and settings.alibi
@@ -69,6 +70,8 @@ class _LoraLinear(torch.autograd.Function):
 
 def _dropped(x: "torch.Tensor", rate: float) -> "torch.Tensor":
     """A mask of x's shape, True with probability `rate` (to 2^-16): four draws from each random 64-bit integer."""
+    if x.device.type == "mps":  # has no random integers of that size
+        return torch.rand(x.shape, device=x.device) < rate
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     return (bits.view(torch.int16)[: x.numel()] < round(rate * 2**16) - 2**15).view(x.shape)
 

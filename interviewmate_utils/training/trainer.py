@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -83,6 +84,7 @@ class AnswerTrainer(Trainer):
         train = train.add_column("row", range(len(train)))
         super().__init__(model=model, train_dataset=train, eval_dataset=validation, data_collator=self._collate, **options)
         self.folder = Path(self.args.output_dir)
+        self.regulariser = self.model.peft_config["default"].orth_reg_weight if "adalora" in p.variants else 0.0
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         return data.collate(rows, self.pad_id) | {"row": torch.tensor([row["row"] for row in rows])}
@@ -98,8 +100,8 @@ class AnswerTrainer(Trainer):
             try:
                 loss = self._backward(model, inputs, num_items_in_batch)
                 break
-            except RuntimeError as error:  # CUDA has a class of its own for it, the CPU's allocator only a text
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            except RuntimeError as error:  # CUDA has a class of its own for it; the CPU's allocator and MPS only say so
+                if not any(said in str(error) for said in ("out of memory", "can't allocate memory")):
                     raise
                 self._make_room(inputs, error)
         if not math.isfinite(loss):
@@ -115,6 +117,8 @@ class AnswerTrainer(Trainer):
             parts = [[*range(i, min(i + size, len(ids)))] for i in range(0, len(ids), size)]
         else:
             parts = in_parts(lengths, self.tokens, padded=not self.packed)
+        if "adalora" in self.p.variants:  # adds its regulariser to each part's loss, in each process; it counts once a batch
+            self.model.peft_config["default"].orth_reg_weight = self.regulariser / (len(parts) * self.args.world_size)
         total = torch.zeros((), device=ids.device)
         for number, part in enumerate(parts, start=1):
             with contextlib.nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
@@ -154,7 +158,10 @@ class AnswerTrainer(Trainer):
 
     def evaluate(self, *_args: Any, metric_key_prefix: str = "eval", **_kwargs: Any) -> dict[str, float]:
         """Validation loss over all answer tokens: the Trainer's own is a mean of batch means."""
-        metrics = {f"{metric_key_prefix}_loss": mean_loss(self.model, self.eval_dataset, self.pad_id)}
+        loss = torch.tensor(mean_loss(self.model, self.eval_dataset, self.pad_id), dtype=torch.float64)
+        if self.args.world_size > 1:  # all stop at the same step, even if their last digits differ
+            loss = broadcast(loss.to(self.args.device, torch.float32))
+        metrics = {f"{metric_key_prefix}_loss": loss.item()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -163,6 +170,7 @@ class AnswerTrainer(Trainer):
         target = self.folder / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes a file of its own
             if self.is_world_process_zero():
                 if "adalora" in self.p.variants:
                     torch.save(lora.rank_state(self.model), target / _RANKS)
@@ -176,7 +184,8 @@ class AnswerTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if "adalora" in self.p.variants:
-            lora.restore_ranks(self.model, torch.load(Path(resume_from_checkpoint) / _RANKS, weights_only=True))
+            state = torch.load(Path(resume_from_checkpoint) / _RANKS, weights_only=True, map_location=self.args.device)
+            lora.restore_ranks(self.model, state)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -198,6 +207,10 @@ class _Events(TrainerCallback):
             loss = mean_loss(self.trainer.model, self.trainer.eval_dataset, self.trainer.pad_id)
             state.log_history.append({"step": 0, "epoch": 0.0, "eval_loss": loss})
             self._line(state, loss)
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        # where a run goes on in mid-epoch, neither accelerate nor the Trainer looks as deep as this order is wrapped then
+        self.trainer.order.set_epoch(int(state.epoch))
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: dict, **_: Any) -> None:
         self._line(state, metrics["eval_loss"])
@@ -231,6 +244,7 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
         save_steps=plan["eval_steps"],
         save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=math.gcd(5, plan["eval_steps"]),  # none spans a checkpoint, so that a resumed run logs the same
@@ -248,6 +262,7 @@ def make_trainer(model: Any, dataset: Any, p: config.TrainLora, pad_id: int, fol
         remove_unused_columns=False,
         include_num_input_tokens_seen="non_padding",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # the Trainer would use all GPUs that it sees, through DataParallel
     events = _Events()
     stopping = EarlyStoppingCallback(early_stopping_patience=plan["patience"])
     trainer = AnswerTrainer(model, dataset, p, pad_id, args=arguments, callbacks=[stopping, events])

@@ -136,7 +136,7 @@ epochs_table.style.format("{:.3f}", subset=["train_loss", "validation_loss"]).fo
 Markdown(
     f"Best validation loss **{best.validation_loss:.3f}** nats per answer token at step {best.step:.0f} of {record['steps']} "
     f"(base {loss_before:.3f}). "
-    f"{'It had not yet stopped learning. ' if best.step == record['steps'] else ''}"
+    f"{'The loss was still at its lowest when the schedule ended. ' if best.step == record['steps'] else ''}"
     f"Training {'ended early' if record['steps'] < plan['total_steps'] else 'ran to its end'}."
 )
 
@@ -149,7 +149,8 @@ Markdown(
 tokenizer = models.load_tokenizer(params.model)
 kept = lora.load_trained(params.model, params.trained, params.hardware.kind)
 loss_after = training.mean_loss(kept, dataset["validation"], tokenizer.pad_token_id)
-assert abs(loss_after - best.validation_loss) < 0.01, "the weights kept are not those that were best"
+rounding = 0.1 if "4bit" in params.variants else 0.01  # it learnt on a base in 4 bits, and is added to the whole one
+assert abs(loss_after - best.validation_loss) < rounding, "the weights kept are not those that were best"
 size_mb = sum(file.stat().st_size for file in params.trained.glob("*.safetensors")) / 1e6
 Markdown(f"Validation loss of the kept weights, measured anew: **{loss_after:.3f}**. They take {size_mb:.2f} MB.")
 

@@ -61,7 +61,8 @@ pd.DataFrame(rows).T.assign(searched=pd.Series(allowed).map(str))
 
 # %% [markdown]
 # Within a stage the tree-structured Parzen estimator draws values (TPE, Bergstra et al. 2011), at random until a few trials have
-# finished. Each trial draws from a seed of its own, so that a search that was interrupted draws as one that was not.
+# finished. Each trial draws from a seed of its own, but from what has finished by then: one worker that is not interrupted
+# repeats a search exactly; several, or an interruption, may lead elsewhere.
 
 # %%
 pd.Series(search.plan(params.trials)).value_counts(sort=False).rename("trials").to_frame()
@@ -69,13 +70,13 @@ pd.Series(search.plan(params.trials)).value_counts(sort=False).rename("trials").
 # %% [markdown]
 # ## The folds
 #
-# Every trial trains once per fold, on the other folds' rows, and answers the questions held out. Folds are stratified by subfield,
-# and a follow-up stays with its first question. The validation part picks the epoch that is kept, as in every run; the folds
+# Every trial trains once per fold, on the other folds' rows, and answers the questions held out. Folds are stratified as the
+# corpus was split, and a follow-up stays with its first question. The validation part picks the epoch that is kept, as in every run; the folds
 # alone rank; the test part is not touched before the verdict.
 
 # %%
 dataset = data.load_parts(params.processed)
-table = search.split_folds(dataset["train"], params.folds, params.seed)
+table = search.split_folds(dataset["train"], params.folds, params.seed, search.stratified_by(params))
 pd.crosstab(table.stratum, table.fold, margins=True, margins_name="all")
 
 # %% [markdown]
@@ -104,10 +105,12 @@ best = search.ranked(finished)[0]
 # %% [markdown]
 # ## Ranking
 #
-# `sd` is the spread over folds, `low` to `high` a 95 % t interval of their mean. It is rough: folds share training rows, so
-# their means are not independent. `difference` is to run A's own trial on the same questions, with its interval; `relative` to the
-# mean of the complete trials on the same questions. A dot without an interval was stopped after its first fold, and its mean is
-# that fold's. All of this is exploratory: the best of several trials looks better than it is, since its score is why it was chosen.
+# `sd` is the spread over folds, `low` to `high` a 95 % t interval from it, for complete trials. It is rough: folds share training
+# rows, so their means are not independent, and some folds are harder for every trial. Trials therefore compare by `difference`,
+# to run A's own trial on the same questions, in the right panel; `relative` is to the mean of the complete trials on the
+# same questions. A dot without an interval in the left panel was stopped early, and its mean is of the folds it saw; its
+# difference looks worse than it is, since being low is why it was stopped. All of this is exploratory: the best of several
+# trials looks better than it is, too, since its score is why it was chosen.
 
 # %%
 scores = ["rouge_l", "sd", "low", "high", "bleu", "difference", "difference_low", "difference_high", "relative"]
@@ -115,25 +118,28 @@ style = ranking.drop(columns=["trial", "folds"]).style.format("{:.3g}", subset=s
 style.format("{:.4f}", subset=scores, na_rep="-").format("{:.0f}", subset=["seconds"], na_rep="-")
 
 # %%
-fig, ax = plt.subplots(figsize=(8, 0.35 * len(ranking) + 1.2))
-plots.interval_bars(ranking, "rouge_l", "low", "high", "ROUGE-L F1 of held-out questions (mean, rough 95 % t interval)", ax)
+fig, (left, right) = plt.subplots(1, 2, figsize=(11, 0.35 * len(ranking) + 1.2), sharey=True)
+plots.interval_bars(ranking, "rouge_l", "low", "high", "ROUGE-L F1 of held-out questions\n(mean, rough 95 % t interval)", left)
+paired = ("difference", "difference_low", "difference_high")
+plots.interval_bars(ranking, *paired, "difference to run A's trial\n(same questions, 95 % BCa interval)", right)
+right.axvline(0, color=plots.colour(search.FIRST), ls="--")
 plots.save(fig, "ranking", params.output)
 
 # %% [markdown]
 # ## Which parameter matters
 #
-# The importance of a parameter is the share of what distinguishes the best trials from the others that it explains alone
-# (PED-ANOVA, Watanabe et al. 2023). A trial counts by `relative`, its mean difference to the complete trials on the questions
-# that it answered, so that stopped trials count, too. From a dozen trials this is a hint at most, and a parameter that was varied in few of them
-# can hardly show any.
+# The importance of a parameter is the share of the variance between trials that it explains alone, by a random forest fitted to
+# them (fANOVA, Hutter et al. 2014). A trial counts by `relative`, its mean difference to the complete trials on the questions
+# that it answered, so that stopped trials count, too. From a dozen trials this is a hint at most, the more so for parameters that
+# were varied together, or in few trials.
 
 # %%
-compared, needed = int(ranking.relative.notna().sum()), 6
+compared, needed = int(ranking.relative.notna().sum()), 10
 if compared >= needed:
     share = search.importance(finished, ranking)
     fig, ax = plt.subplots(figsize=(8, 3))
     ax.barh(share.index, share, color=plots.PALETTE[0])
-    ax.set(xlabel=f"share of importance (PED-ANOVA, {compared} trials)")
+    ax.set(xlabel=f"share of the variance explained (fANOVA, {compared} trials)")
     plots.save(fig, "importance", params.output)
 else:
     print(f"Importance needs {needed} trials; there are {compared}.")
@@ -141,9 +147,9 @@ else:
 # %% [markdown]
 # ## What was tried together
 #
-# One panel per stage, with the trials that varied its parameters; the square is run A. Colour is the difference to the mean of
-# the complete trials on the same questions: look for a direction in which it changes. Only trials of one panel are
-# comparable, since a later stage starts from better values of the others.
+# One panel per stage, with the trials that varied its parameters; the square is run A, from which the first stage starts.
+# Colour is the difference to the mean of the complete trials on the same questions: look for a direction in which it
+# changes. Only trials of one panel are comparable, since a later stage starts from better values of the others.
 
 # %%
 labels = {"learning_rate": "peak learning rate", "dropout": "dropout (share)", "warmup_steps": "warm-up (steps)"}
@@ -153,9 +159,10 @@ limits = ranking.relative.min() - 1e-4, ranking.relative.max() + 1e-4
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.4))
 for ax, (stage, names) in zip(axes, search.STAGES.items(), strict=True):
-    ax.set(title=stage, xlabel=labels[names[0]], ylabel=labels[names[1]])
-    for shown, marker in ((stage, "o"), (search.FIRST, "s")):
-        points = plots.tried(ranking[ranking.stage == shown], names, space, "relative", limits, marker, ax)
+    ax.set(title=stage + (" (number: batch)" if len(names) > 2 else ""), xlabel=labels[names[0]], ylabel=labels[names[1]])
+    points = plots.tried(ranking[ranking.stage == stage], names, space, "relative", limits, "o", ax)
+names = search.STAGES["rate and rank"]
+plots.tried(ranking[ranking.stage == search.FIRST], names, space, "relative", limits, "s", axes[0])
 fig.colorbar(points, ax=axes, label="ROUGE-L F1,\ndifference to the mean")
 plots.save(fig, "together", params.output)
 
@@ -176,29 +183,39 @@ print(path.read_text())
 # ## Verdict on the test part
 #
 # The winner is trained on the whole training part with each seed, and compared with run A's kept weights on the test questions,
-# a question's score being the mean over seeds. This is done once, for the winner alone, so one comparison is the whole family.
-# If the two cannot be distinguished, that is the finding: run A's values were good enough, or the sample is too small to tell.
+# a question's score being the mean over seeds. The study remembers what it judged: a winner that more trials bring is another
+# look at the same questions, and Holm's correction is over all looks of this study. It cannot know of other studies, whose
+# looks a reader has to add. If the two cannot be distinguished, that is the finding: run A's values were good enough, or
+# the sample is too small to tell.
 
 # %%
-texts, numbers, judged = [], {}, best.user_attrs["stage"] != search.FIRST and params.verdict_seeds
-if judged:
-    wide = workers.judge(params)
+texts, numbers, by_seed = [], {}, pd.DataFrame()
+if best.user_attrs["stage"] != search.FIRST and params.verdict_seeds:
+    wide, by_seed = workers.judge(params, finished)
     verdict = stats.verdicts(wide, search.FIRST, 9999, params.seed)
     texts = [stats.sentence(name, search.FIRST, "ROUGE-L", row) for name, row in verdict.iterrows()]
     results.write_table(verdict, "verdict", params.output)
-    numbers = {"test_difference_score": verdict.difference.iloc[0], "test_p": verdict.p_holm.iloc[0]}
+    numbers = {"test_difference_score": verdict.difference.iloc[0], "test_p": verdict.p_holm.iloc[0], "looks_count": len(verdict)}
 
 # %%
 reason = "no seeds were given" if not params.verdict_seeds else "run A itself came first, and there is nothing to compare"
-Markdown("\n".join(texts) or f"No verdict: {reason}.")
+Markdown("\n".join(f"- {text}" for text in texts) or f"No verdict: {reason}.")
+
+# %% [markdown]
+# Interval and test say what other questions would have given, with these trainings. What other trainings would have given is seen
+# from seed to seed; where the difference changes its sign there, a verdict is about these trainings only.
+
+# %%
+by_seed.assign(difference=by_seed.iloc[:, -1] - by_seed.iloc[:, 0]).round(4) if len(by_seed) else "No verdict, no seeds."
 
 # %% [markdown]
 # ## Limits
 #
 # - Few trials in seven dimensions: another search of the same length may end elsewhere, and none shows that there is nothing better.
-# - A fold trains on fewer rows, and for as many epochs as the table at the top says. A warm-up of so many steps is therefore a
-#   larger share of a trial than of a run, and settings that learn fast are favoured.
-# - One seed a trial: part of a difference between trials is what another seed would have given.
+# - A fold trains on fewer rows, and for as many epochs as the table at the top says, its warm-up shortened in proportion. Settings
+#   that learn fast are favoured by that.
+# - One seed a trial: part of a difference between trials is what another seed would have given. The verdict averages its seeds
+#   away before it tests, so it does not count that either.
 # - ROUGE-L rewards shared words and fitting length, here as elsewhere.
 
 # %%

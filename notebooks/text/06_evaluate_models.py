@@ -175,13 +175,15 @@ plots.save(fig, "comparison", params.output)
 # ## Spread from training seeds, beside spread from questions
 #
 # The intervals above say what other questions would have given. Another training of the same run gives other weights, too:
-# its spread is estimated here from few seeds, so its own interval (chi-square) is wide.
+# its standard deviation is estimated here from few seeds, so its own interval (chi-square) is wide. The last two columns
+# compare: the standard error that a run's mean has from its seeds (`sd` over the root of their number), and from the questions.
 
 # %%
 per_seed = scores.groupby(["system", "seed"])[metrics.PRIMARY].mean().rename("mean").reset_index()
 per_seed = per_seed[per_seed.system.str.startswith("run")]
 seed_spread = pd.DataFrame({run: stats.spread(group["mean"]) for run, group in per_seed.groupby("system")}).T
-seed_spread["from_questions"] = wide.std(ddof=1) / len(wide) ** 0.5
+seed_spread["se_seeds"] = seed_spread.sd / seed_spread.n**0.5
+seed_spread["se_questions"] = wide.std(ddof=1) / len(wide) ** 0.5
 seed_spread.round(4)
 
 # %%

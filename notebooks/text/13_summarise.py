@@ -128,7 +128,9 @@ plots.save(fig, "training", params.output)
 
 # %% [markdown]
 # Convergence: the epoch at which a run's validation loss was lowest, and that loss; mean and range or standard deviation
-# over seeds. A run whose best epoch is its last had not stopped improving.
+# over seeds. `last gain` is what the last evaluation improved on the one before, half an epoch earlier. A run whose best epoch
+# is its last was still at its lowest when the schedule ended; as the learning rate falls towards zero by then, that does not tell
+# whether a longer schedule would help.
 
 # %%
 trained = pd.DataFrame({run: found[folder.name].metrics for run, folder in folders.items()}).T
@@ -137,6 +139,8 @@ by_run = trained.groupby("run", sort=False)
 best = pd.DataFrame({"best epoch": by_run.best_epoch_epochs.mean(), "earliest": by_run.best_epoch_epochs.min()})
 best["latest"] = by_run.best_epoch_epochs.max()
 best["last epoch"] = logs.groupby("run", sort=False).epoch.max()
+losses = lines.sort_values("step").groupby(["run", "seed"], sort=False).validation_loss
+best["last gain"] = losses.agg(lambda loss: loss.iloc[-2] - loss.iloc[-1]).groupby("run").mean()
 best["validation loss"], best["sd over seeds"] = by_run.loss_after_nats.mean(), by_run.loss_after_nats.std()
 best.round(3)
 
@@ -172,8 +176,8 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
 plots.save(fig, "price", params.output)
 
 # %% [markdown]
-# Whether seeds or questions matter more: the standard deviation of a run's mean score over seeds, with its chi-square
-# interval, beside the standard error from the sample of questions.
+# Whether seeds or questions matter more: the standard deviation of a run's score over seeds, with its chi-square interval,
+# and the standard errors that its mean has from the seeds and from the sample of questions.
 
 # %%
 results.read_table("seeds", evaluation).round(4)
