@@ -195,7 +195,8 @@ if best.user_attrs["stage"] != search.FIRST and params.verdict_seeds:
     verdict = stats.verdicts(wide, search.FIRST, 9999, params.seed)
     texts = [stats.sentence(name, search.FIRST, "ROUGE-L", row) for name, row in verdict.iterrows()]
     results.write_table(verdict, "verdict", params.output)
-    numbers = {"test_difference_score": verdict.difference.iloc[0], "test_p": verdict.p_holm.iloc[0], "looks_count": len(verdict)}
+    numbers = {"test_difference_score": verdict.difference.iloc[0], "test_p": verdict.p_holm.iloc[0]}
+    numbers |= {"looks_count": len(verdict)}
 
 # %%
 reason = "no seeds were given" if not params.verdict_seeds else "run A itself came first, and there is nothing to compare"
