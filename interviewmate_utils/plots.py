@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008), told apart by people with any of the common colour-vision deficiencies
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Tol's muted scheme (2021), for the further runs, of which no figure shows many
+OTHERS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
 FIXED = {"base": "#7F7F7F", "retrieval": "#E69F00", "run A": "#0072B2", "run B": "#009E73", "run C": "#CC79A7"}
 FIXED |= {"run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+FIXED |= dict(zip((f"run {name}" for name in ("full", "dora", "rslora", "pissa", "olora")), OTHERS, strict=False))
+FIXED |= dict(zip(("run adalora", "run searched", "run checkpointing", "run qlora"), OTHERS[5:], strict=True))
 
 
 def colour(name: str) -> str:
@@ -23,7 +27,7 @@ def colour(name: str) -> str:
     """
     if name.startswith("trial "):
         return PALETTE[-1]
-    return FIXED.get(name) or PALETTE[sum(map(ord, name)) % len(PALETTE)]
+    return FIXED.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
 
 
 def setup() -> None:

@@ -1,4 +1,4 @@
-"""Copy a profile's comparison into `reports/published/` and into the README: `make publish`.
+"""Copy a profile's comparison into `reports/published/` and into the README, and beside it its longer search: `make publish`.
 
 The README shows no number that was typed: its table is `reports/published/<profile>.md`, and a test holds the two together.
 """
@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 from . import config, provenance, results
 
@@ -37,6 +38,20 @@ def block(profile: str) -> str:
     ).strip()
 
 
+def search_page(profile: str, report: Path) -> str:
+    """What a longer search (`make search`) found, as Markdown: the verdict, its figures and the best trial as a run file."""
+    output, record = report.with_suffix(""), provenance.read(report)
+    found, p = results.read_results(output), record["parameters"]
+    lines = [f"# Search '{p['study']}': {p['trials']} trials of {p['folds']} folds, profile {profile}", f"**{found.caveat}**"]
+    lines += [f"- {line}" for line in found.headline.split("\n") if line]
+    figures = sorted((output / "figures").glob("*.svg"))
+    lines += [f"![{figure.stem}]({profile}_{p['study']}_{figure.name})" for figure in figures]
+    lines += ["The best trial as a run:", f"```yaml\n{(output / 'searched.yaml').read_text().strip()}\n```"]
+    for figure in figures:
+        shutil.copy(figure, PUBLISHED / f"{profile}_{p['study']}_{figure.name}")
+    return "\n\n".join(line for line in lines if line != "****") + f"\n\n{record['machine']}, {record['duration_s']:.0f} s.\n"
+
+
 def shown(readme: str) -> str:
     """The results block that stands in the README's text; raises ValueError if its marks are gone."""
     found = re.search(re.escape(MARKS[0]) + r"\n(.*?)\n" + re.escape(MARKS[1]), readme, re.S)
@@ -61,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     (PUBLISHED / f"{profile}.md").write_text(text + "\n", encoding="utf-8")
     summary = json.loads((source / "results.json").read_text())
     (PUBLISHED / f"{profile}.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    searches = sorted(report.parent.glob(f"{config.SearchHyperparameters.stem}_*.ipynb"))
+    for search in (path for path in searches if not path.name.endswith(".failed.ipynb")):
+        (PUBLISHED / f"{profile}_{search.stem}.md").write_text(search_page(profile, search), encoding="utf-8")
     readme = README.read_text(encoding="utf-8")
     README.write_text(readme.replace(shown(readme), text), encoding="utf-8")
     print(f"Published {profile}: {PUBLISHED.relative_to(config.ROOT)}/{profile}.md, .svg, .json and the README's table")

@@ -152,10 +152,18 @@ def test_profile_evaluates_and_sums_up_the_same_runs_which_have_files(path):
     assert len(set(chosen[0].seeds)) == len(chosen[0].seeds) >= 3
 
 
-def test_rates_are_those_published_and_twenty_times_as_high_on_the_embedded_model():
-    published = {"A": 2e-4, "B": 1e-4, "C": 5e-5, "enhanced": 5e-4}
-    for run, rate in published.items():
+def test_runs_are_those_published_and_rates_twenty_times_as_high_on_the_embedded_model():
+    attention, everything = ["query_key_value"], ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+    names = ("rank", "alpha", "epochs", "batch_size", "target_modules", "corpus")
+    published = {
+        "A": (2e-4, 8, 16, 5, 4, attention, "original"),
+        "B": (1e-4, 4, 8, 5, 4, attention, "original"),
+        "C": (5e-5, 2, 4, 5, 4, attention, "original"),
+        "enhanced": (5e-4, 8, 16, 2, 8, everything, "enhanced"),
+    }
+    for run, (rate, *others) in published.items():
         for profile, factor in (("falcon-rw-1b", 1), ("embedded", 20)):
             files = [PARAMS / "runs" / f"{run}.yaml", PARAMS / "profiles" / f"{profile}.yaml"]
             _, p = collect_parameters(config.NOTEBOOKS / "04_train_lora.ipynb", files, [])
             assert p.learning_rate == pytest.approx(rate * factor, rel=1e-12)
+            assert [getattr(p, name) for name in names] == others

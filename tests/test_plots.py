@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from interviewmate_utils import plots
+from interviewmate_utils import config, plots
 
 SYSTEMS = ("base", "retrieval", "run A", "run B", "run C", "run enhanced")
+RUNS = ("run searched", *(f"run {file.stem}" for file in sorted((config.NOTEBOOKS / "params" / "runs").glob("*.yaml"))))
 PARTS = ("train", "validation", "test")
 MEANS = pd.DataFrame({"mean": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.2, 0.25]}, index=["base", "run A"])
 DRAW = """
@@ -73,14 +74,15 @@ def test_published_colours_stay() -> None:
     assert {name: plots.colour(name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("group", [SYSTEMS, PARTS, plots.PALETTE])
+@pytest.mark.parametrize("group", [SYSTEMS, PARTS, RUNS], ids=["systems", "parts", "runs"])
 def test_colours_within_a_figure_are_unique(group: tuple) -> None:
-    assert len({plots.colour(name) if group is not plots.PALETTE else name for name in group}) == len(group)
+    assert len({plots.colour(name) for name in group}) == len(group)
+    assert len({*plots.PALETTE, *plots.OTHERS}) == len(plots.PALETTE) + len(plots.OTHERS)
 
 
 def test_any_name_has_a_colour_that_lasts() -> None:
     for name in ("falcon", "", "é", "run Z"):
-        assert plots.colour(name) in plots.PALETTE
+        assert plots.colour(name) in plots.OTHERS
     code = "from interviewmate_utils import plots; print(plots.colour('falcon'))"
     found = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
     assert found == {plots.colour("falcon") + "\n"}

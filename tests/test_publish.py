@@ -54,3 +54,39 @@ def test_an_outdated_report_is_not_published(tmp_path, monkeypatch, capsys):
     assert publish.main(["embedded"]) == 1
     assert "out of date" in capsys.readouterr().err
     assert json.loads((publish.PUBLISHED / "embedded.json").read_text())["profile"] == "embedded"
+
+
+def test_a_longer_search_is_published_with_its_figures_and_verdict(tmp_path, monkeypatch):
+    import nbformat
+
+    report = tmp_path / "reports" / "embedded" / "05_search_hyperparameters_full.ipynb"
+    output = report.with_suffix("")
+    (output / "figures").mkdir(parents=True)
+    (output / "figures" / "ranking.svg").write_text("<svg/>")
+    (output / "searched.yaml").write_text("run: searched\nrank: 4\n")
+    found = {
+        "profile": "embedded",
+        "seed": 13,
+        "model": "m",
+        "notebook": "05",
+        "run": "05",
+        "caveat": "Small.",
+        "headline": "Trial 9 is better.",
+        "metrics": {},
+    }
+    (output / "results.json").write_text(json.dumps(found))
+    parameters = {"study": "full", "trials": 12, "folds": 3}
+    record = {"parameters": parameters, "machine": "x86_64, Linux", "duration_s": 1234.5}
+    nbformat.write(nbformat.v4.new_notebook(metadata={"interviewmate": record}), report)
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path)
+    page = publish.search_page("embedded", report)
+    for text in (
+        "12 trials of 3 folds",
+        "**Small.**",
+        "- Trial 9 is better.",
+        "rank: 4",
+        "1234 s",
+        "](embedded_full_ranking.svg)",
+    ):
+        assert text in page
+    assert (tmp_path / "embedded_full_ranking.svg").read_text() == "<svg/>"

@@ -517,6 +517,16 @@ def test_a_diverging_trial_is_stopped_and_the_search_goes_on(root: Path, monkeyp
     results.write_table(table, "ranking", p.output)
 
 
+def test_a_trial_ends_early_when_the_validation_loss_gets_worse(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three epochs, as `make search` trains them."""
+    p, made = parameters(), []
+    make = trainers.make_trainer
+    monkeypatch.setattr(trainers, "make_trainer", lambda *arguments: made.append(make(*arguments)) or made[0])
+    run = search.first_run(p, epochs=3.0, warmup_steps=0, learning_rate=0.5, alpha=64)
+    workers.train_and_answer(p, run, data.load_parts(p.processed), [0, 1], [0])
+    assert made[0].state.global_step < made[0].state.max_steps
+
+
 def test_a_loss_that_is_no_number_is_a_divergence(root: Path) -> None:
     p = parameters()
     run = search.first_run(p, epochs=2.0, warmup_steps=0)

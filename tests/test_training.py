@@ -119,9 +119,10 @@ def weights_of(root: Path) -> bytes:
 
 
 def test_schedule_by_hand() -> None:
-    expected = {"steps_per_epoch": 53, "total_steps": 265, "eval_steps": 27, "patience": 6}
+    expected = {"steps_per_epoch": 53, "total_steps": 265, "eval_steps": 27, "patience": 3}
     assert training.schedule(211, 5, 4) == expected
-    assert training.schedule(8, 0.5, 4) == {"steps_per_epoch": 2, "total_steps": 1, "eval_steps": 1, "patience": 6}
+    assert training.schedule(8, 0.5, 4) == {"steps_per_epoch": 2, "total_steps": 1, "eval_steps": 1, "patience": 2}
+    assert training.schedule(211, 12, 4)["patience"] == 6
 
 
 @pytest.mark.parametrize("padded", [False, True])

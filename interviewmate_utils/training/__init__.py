@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 EVALUATIONS_PER_EPOCH = 2  # each with a checkpoint
-PATIENCE_EPOCHS = 3  # early stopping waits this long for a better validation loss
+PATIENCE_EPOCHS = 3  # early stopping waits at most this long for a better validation loss
 RECORD = "training.json"  # in the folder of trained weights: how they came about
 
 
@@ -36,12 +36,16 @@ class DivergedError(TrainingError):
 
 
 def schedule(examples: int, epochs: float, batch_size: int) -> dict[str, int]:
-    """Optimiser steps per epoch and in all, steps between evaluations, and how many evaluations without progress end it."""
+    """Optimiser steps per epoch and in all, steps between evaluations, and how many evaluations without progress end it.
+
+    Those are a third of all evaluations, so that short trainings can end early, too; two at least.
+    """
     per_epoch = math.ceil(examples / batch_size)
     between = math.ceil(per_epoch / EVALUATIONS_PER_EPOCH)
     total = math.ceil(per_epoch * epochs)
-    patience = PATIENCE_EPOCHS * EVALUATIONS_PER_EPOCH
-    return {"steps_per_epoch": per_epoch, "total_steps": total, "eval_steps": min(between, total), "patience": patience}
+    between = min(between, total)
+    patience = min(max(2, math.ceil(total / between) // 3), PATIENCE_EPOCHS * EVALUATIONS_PER_EPOCH)
+    return {"steps_per_epoch": per_epoch, "total_steps": total, "eval_steps": between, "patience": patience}
 
 
 def mean_loss(model: Any, rows: Any, pad_id: int) -> float:

@@ -49,8 +49,8 @@ provenance.overview(params)
 # ## Data and schedule
 #
 # Steps follow from data, batch and epochs. On a small corpus a warm-up that is usual elsewhere takes a large share of them,
-# so the share is shown. The run is evaluated and checkpointed twice an epoch, and ends early when three epochs have brought
-# no better validation loss.
+# so the share is shown. The run is evaluated and checkpointed twice an epoch, and ends early when a third of its evaluations
+# (`patience`: two at least, those of three epochs at most) have brought no better validation loss.
 
 # %%
 dataset = data.load_parts(params.processed)

@@ -21,7 +21,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from interviewmate_utils import data, plots, provenance, results, search, stats, workers
-from interviewmate_utils.config import ROOT, SearchHyperparameters
+from interviewmate_utils.config import CAVEAT, EMBEDDED_MODEL, ROOT, SearchHyperparameters
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below data/processed/ and reports/
@@ -224,4 +224,5 @@ results.write_table(ranking, "ranking", params.output)
 outcomes = ranking.outcome.value_counts()
 numbers |= {f"{name}_count": int(outcomes.get(name, 0)) for name in ("complete", "stopped", "diverged")}
 numbers |= {"best_rouge_l_score": best.value, "best_bleu_score": best.user_attrs["bleu"], "search_s": ranking.seconds.sum()}
-print("Saved", results.write_results(params, numbers, headline="\n".join(texts)).relative_to(ROOT))
+caveat = CAVEAT if params.model == EMBEDDED_MODEL else ""
+print("Saved", results.write_results(params, numbers, headline="\n".join(texts), caveat=caveat).relative_to(ROOT))

@@ -60,13 +60,16 @@ pd.DataFrame({name: {"model": r.model or EMBEDDED_MODEL, "seed": r.seed} for nam
 # ## The comparison
 #
 # ROUGE-L against our reference answers is the primary score, chosen beforehand; it says how near the wording is. The
-# interval is over questions.
+# interval is over questions; the standard deviation is over training seeds, with its chi-square interval, wide for few seeds.
 
 # %%
 summary, means = results.read_table("summary", evaluation), results.read_table("means", evaluation)
 verdicts = results.read_table("verdicts", evaluation)
 comparison = pd.DataFrame({"ROUGE-L": means["mean"].map("{:.3f}".format)})
 comparison["95 % interval"] = means.low.map("{:.3f}".format) + " to " + means.high.map("{:.3f}".format)
+spread = results.read_table("seeds", evaluation)
+texts = spread.apply(lambda row: f"{row.sd:.3f} ({row.sd_low:.3f} to {row.sd_high:.3f})", axis=1)
+comparison["sd over seeds"] = texts.where(spread.sd.notna()).reindex(comparison.index).fillna("-")
 comparison["against base"] = verdicts.verdict.reindex(comparison.index).fillna("-")
 comparison["p (Holm)"] = verdicts.apply(stats.p_text, axis=1).reindex(comparison.index).fillna("-")
 comparison["words"] = summary.answer_words.map("{:.0f}".format)
@@ -127,8 +130,8 @@ ax.legend(title="a line per seed")
 plots.save(fig, "training", params.output)
 
 # %% [markdown]
-# Convergence: the epoch at which a run's validation loss was lowest, and that loss; mean and range or standard deviation
-# over seeds. `last gain` is what the last evaluation improved on the one before, half an epoch earlier. A run whose best epoch
+# Convergence: the epoch at which a run's validation loss was lowest, and from which on it stayed within 1 % of that; means, with the
+# range over seeds. Then that loss, its standard deviation over seeds with the chi-square interval. `last gain` is what the last evaluation improved on the one before, half an epoch earlier. A run whose best epoch
 # is its last was still at its lowest when the schedule ended; as the learning rate falls towards zero by then, that does not tell
 # whether a longer schedule would help.
 
@@ -136,21 +139,21 @@ plots.save(fig, "training", params.output)
 trained = pd.DataFrame({run: found[folder.name].metrics for run, folder in folders.items()}).T
 trained.index.names = ["run", "seed"]
 by_run = trained.groupby("run", sort=False)
-best = pd.DataFrame({"best epoch": by_run.best_epoch_epochs.mean(), "earliest": by_run.best_epoch_epochs.min()})
-best["latest"] = by_run.best_epoch_epochs.max()
-best["last epoch"] = logs.groupby("run", sort=False).epoch.max()
-losses = lines.sort_values("step").groupby(["run", "seed"], sort=False).validation_loss
-best["last gain"] = losses.agg(lambda loss: loss.iloc[-2] - loss.iloc[-1]).groupby("run").mean()
-best["validation loss"], best["sd over seeds"] = by_run.loss_after_nats.mean(), by_run.loss_after_nats.std()
-best.round(3)
+losses = lines.sort_values("step").groupby(["run", "seed"], sort=False)
+settled = losses.apply(lambda log: log.epoch[log.validation_loss > 1.01 * log.validation_loss.min()].max())
+best = pd.DataFrame({"last epoch": logs.groupby("run", sort=False).epoch.max()})
+for name, epochs in {"best epoch": trained.best_epoch_epochs, "beyond 1 % until": settled}.items():
+    each = epochs.groupby("run", sort=False)
+    best[name] = [f"{one.mean():.1f} ({one.min():g} to {one.max():g})" for _, one in each]
+gains = losses.validation_loss.agg(lambda loss: loss.iloc[-2] - loss.iloc[-1])
+best["last gain"] = gains.groupby("run").mean()
+best.join(pd.DataFrame({run: stats.spread(loss) for run, loss in by_run.loss_after_nats}).T.add_prefix("loss, ")).round(3)
 
 # %% [markdown]
 # ## What it cost
 #
-# Trainable parameters, time, memory and loss of each run, so that a gain can be set against its price: means over seeds.
-
-# %% [markdown]
-# The share is of all parameters, the adapter included; losses are on the validation part, in nats per answer token; times
+# Trainable parameters, time, memory and loss of each run, so that a gain can be set against its price: means over seeds, in
+# the figure with the range over seeds. The share is of all parameters, the adapter included; losses are on the validation part, in nats per answer token; times
 # are of this machine, other trainings perhaps beside them, and without one where a run was interrupted and resumed.
 
 # %%
@@ -166,7 +169,9 @@ fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True)
 for ax, (column, label) in zip(axes, prices.items(), strict=True):
     for run, row in means.loc[cost.index].iterrows():
         errors = [[row["mean"] - row.low], [row.high - row["mean"]]]
-        ax.errorbar(cost.loc[run, column], row["mean"], errors, fmt="o", color=plots.colour(run), label=run, capsize=3)
+        price, seeds = cost.loc[run, column], trained.loc[run, column]
+        across = [[price - seeds.min()], [seeds.max() - price]]
+        ax.errorbar(price, row["mean"], errors, across, fmt="o", color=plots.colour(run), label=run, capsize=3)
     ax.set(xlabel=label, xlim=(0, 1.15 * cost[column].fillna(0).max() or 1))  # all may have been resumed: no time is known
 axes[0].set(xscale="log", xlim=(cost.trainable_count.min() / 2, cost.trainable_count.max() * 2))
 axes[0].set_xticks(cost.trainable_count, [f"{count:,.0f}" for count in cost.trainable_count], rotation=40, minor=False)
