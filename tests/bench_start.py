@@ -1,4 +1,7 @@
-"""What a notebook spends before its first cell has run: started fresh, and forked from the process that `make report` keeps."""
+"""What a notebook spends before its first cell has run: started fresh, and forked from the process that `make report` keeps.
+
+The table goes to reports/published/.
+"""
 
 import os
 import statistics
@@ -9,11 +12,12 @@ import time
 from pathlib import Path
 
 import nbformat
+from bench_falcon import machine
 
 from interviewmate_utils import warm
 from interviewmate_utils.config import NOTEBOOKS, ROOT
 
-STEMS = ("04_train_lora", "06_evaluate_models", "13_summarise")
+STEMS = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
 REPEATS = 3
 
 
@@ -41,7 +45,9 @@ def measure(way: str, notebook: Path, out: Path) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(f"{'notebook':22} {'fresh (s)':>10} {'forked (s)':>11} {'ratio':>6}   median of {REPEATS}")
+        said = ["# Start-up of each notebook, up to its imports", "", f"{machine()}; median of {REPEATS}.", ""]
+        said += ["| notebook | fresh, s | forked, s | ratio |", "| --- | ---: | ---: | ---: |"]
+        print("\n".join(said), flush=True)
         for stem in STEMS:
             notebook = only_imports(stem, folder)
             times = {}
@@ -50,7 +56,9 @@ def main() -> None:
                     measure(way, notebook, folder)  # the first one pays for the imports
                 times[label] = statistics.median(measure(way, notebook, folder) for _ in range(REPEATS))
             fresh, forked = times["fresh"], times["forked"]
-            print(f"{stem:22} {fresh:10.1f} {forked:11.1f} {forked / fresh:6.2f}", flush=True)
+            said.append(f"| {stem} | {fresh:.1f} | {forked:.1f} | {forked / fresh:.2f} |")
+            print(said[-1], flush=True)
+    (ROOT / "reports" / "published" / "start.md").write_text("\n".join(said) + "\n")
 
 
 if __name__ == "__main__":
