@@ -95,7 +95,7 @@ rule prepare_data:
         values=str(resolved("01_prepare_data")),
     output:
         update(f"{OUT}/01_prepare_data.ipynb"),
-    priority: 1  # all trainings wait for it
+    priority: 2  # all trainings wait for it
     threads: THREADS
     shell:
         RUN_COMMAND
@@ -110,7 +110,7 @@ rule prepare_another_corpus:
         values=lambda wildcards: str(resolved("01_prepare_data", wildcards.corpus)),
     output:
         update(OUT + "/01_prepare_data_{corpus}.ipynb"),
-    priority: 1  # all trainings wait for it
+    priority: 2  # all trainings wait for it
     threads: THREADS
     shell:
         RUN_COMMAND
@@ -125,7 +125,7 @@ rule build_embedded_model:
         values=str(resolved("02_build_embedded_model")),
     output:
         update(f"{OUT}/02_build_embedded_model.ipynb"),
-    threads: SMALL_THREADS  # fills the core that the last training leaves free
+    threads: SMALL_THREADS  # with no priority: fills the core that the last training leaves free
     shell:
         RUN_COMMAND
 
@@ -140,6 +140,7 @@ rule train_lora:
         values=lambda wildcards: str(resolved("04_train_lora", wildcards.run)),
     output:
         update(OUT + "/04_train_lora_{run}.ipynb"),
+    priority: 1
     threads: SMALL_THREADS
     shell:
         RUN_COMMAND
