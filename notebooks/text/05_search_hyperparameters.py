@@ -207,7 +207,8 @@ Markdown("\n".join(f"- {text}" for text in texts) or f"No verdict: {reason}.")
 # from seed to seed; where the difference changes its sign there, a verdict is about these trainings only.
 
 # %%
-by_seed.assign(difference=by_seed.iloc[:, -1] - by_seed.iloc[:, 0]).round(4) if len(by_seed) else "No verdict, no seeds."
+differences = by_seed.iloc[:, -1] - by_seed.iloc[:, 0] if len(by_seed) else pd.Series(dtype=float)
+by_seed.assign(difference=differences).style.format("{:.4f}") if len(by_seed) else Markdown("No verdict, no seeds.")
 
 # %% [markdown]
 # ## Limits

@@ -110,7 +110,7 @@ Markdown("\n".join(f"- {line}" for line in lines) + (f"\n\n**{CAVEAT}**" if embe
 
 # %%
 corpus = found[PrepareData.stem].metrics
-pd.Series(corpus, name="value").to_frame().round(3)
+pd.Series(corpus, name="value").map("{:.4g}".format).to_frame()
 
 # %% [markdown]
 # ## How the runs trained
@@ -130,7 +130,7 @@ ax.legend(title="a line per seed")
 plots.save(fig, "training", params.output)
 
 # %% [markdown]
-# Convergence: the epoch at which a run's validation loss was lowest, and from which on it stayed within 1 % of that; means, with the
+# Convergence: the epoch at which a run's validation loss was lowest, and after which it stayed within 1 % of that; means, with the
 # range over seeds. Then that loss, its standard deviation over seeds with the chi-square interval. `last gain` is what the last evaluation improved on the one before, half an epoch earlier. A run whose best epoch
 # is its last was still at its lowest when the schedule ended; as the learning rate falls towards zero by then, that does not tell
 # whether a longer schedule would help.
@@ -142,12 +142,13 @@ by_run = trained.groupby("run", sort=False)
 losses = lines.sort_values("step").groupby(["run", "seed"], sort=False)
 settled = losses.apply(lambda log: log.epoch[log.validation_loss > 1.01 * log.validation_loss.min()].max())
 best = pd.DataFrame({"last epoch": logs.groupby("run", sort=False).epoch.max()})
-for name, epochs in {"best epoch": trained.best_epoch_epochs, "beyond 1 % until": settled}.items():
+for name, epochs in {"best epoch": trained.best_epoch_epochs, "within 1 % after": settled}.items():
     each = epochs.groupby("run", sort=False)
-    best[name] = [f"{one.mean():.1f} ({one.min():g} to {one.max():g})" for _, one in each]
+    best[name] = [f"{one.mean():.1f} ({one.min():.1f} to {one.max():.1f})" for _, one in each]
 gains = losses.validation_loss.agg(lambda loss: loss.iloc[-2] - loss.iloc[-1])
 best["last gain"] = gains.groupby("run").mean()
-best.join(pd.DataFrame({run: stats.spread(loss) for run, loss in by_run.loss_after_nats}).T.add_prefix("loss, ")).round(3)
+spreads = pd.DataFrame({run: stats.spread(loss) for run, loss in by_run.loss_after_nats}).T.drop(columns="n")
+best.join(spreads.rename(columns={"mean": "loss"})).style.format("{:.3f}", subset=["last gain", *spreads.columns[1:], "loss"])
 
 # %% [markdown]
 # ## What it cost
@@ -185,7 +186,7 @@ plots.save(fig, "price", params.output)
 # and the standard errors that its mean has from the seeds and from the sample of questions.
 
 # %%
-results.read_table("seeds", evaluation).round(4)
+spread.style.format("{:.4f}").format("{:.0f}", subset=["n"])
 
 # %% [markdown]
 # ## Limits
