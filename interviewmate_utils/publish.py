@@ -42,14 +42,15 @@ def search_page(profile: str, report: Path) -> str:
     """What a longer search (`make search`) found, as Markdown: the verdict, its figures and the best trial as a run file."""
     output, record = report.with_suffix(""), provenance.read(report)
     found, p = results.read_results(output), record["parameters"]
-    lines = [f"# Search '{p['study']}': {p['trials']} trials of {p['folds']} folds, profile {profile}", f"**{found.caveat}**"]
+    lines = [f"# Search '{p['study']}': {p['trials']} trials of {p['folds']} folds, profile {profile}"]
+    lines += [f"**{found.caveat}**"] if found.caveat else []
     lines += [f"- {line}" for line in found.headline.split("\n") if line]
     figures = sorted((output / "figures").glob("*.svg"))
     lines += [f"![{figure.stem}]({profile}_{p['study']}_{figure.name})" for figure in figures]
     lines += ["The best trial as a run:", f"```yaml\n{(output / 'searched.yaml').read_text().strip()}\n```"]
     for figure in figures:
         shutil.copy(figure, PUBLISHED / f"{profile}_{p['study']}_{figure.name}")
-    return "\n\n".join(line for line in lines if line != "****") + f"\n\n{record['machine']}, {record['duration_s']:.0f} s.\n"
+    return "\n\n".join(lines) + f"\n\n{record['machine']}, {record['duration_s']:.0f} s.\n"
 
 
 def shown(readme: str) -> str:

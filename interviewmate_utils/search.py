@@ -42,9 +42,13 @@ class SearchError(RuntimeError):
 # --- what is searched
 
 
+def _profile_file(p: config.SearchHyperparameters) -> Path:
+    return config.NOTEBOOKS / "params" / "profiles" / f"{p.profile}.yaml"
+
+
 def first_run(p: config.SearchHyperparameters, *files: Path, **changes: Any) -> TrainLora:
     """Run A (or that of another run's file) as profile `p.profile` trains it, on the search's corpus, device and seed."""
-    profile = config.NOTEBOOKS / "params" / "profiles" / f"{p.profile}.yaml"
+    profile = _profile_file(p)
     files = files or (config.NOTEBOOKS / "params" / "runs" / "A.yaml",)
     notebook = config.NOTEBOOKS / f"{TrainLora.stem}.ipynb"
     found = collect_parameters(notebook, [*files, *([profile] if profile.exists() else [])], [])[1]
@@ -54,7 +58,7 @@ def first_run(p: config.SearchHyperparameters, *files: Path, **changes: Any) -> 
 
 def _profile_of(p: config.SearchHyperparameters, stem: str) -> dict[str, Any]:
     """What the search's profile sets for a notebook."""
-    path = config.NOTEBOOKS / "params" / "profiles" / f"{p.profile}.yaml"
+    path = _profile_file(p)
     return config.read_parameters(path, stem) if path.exists() else {}
 
 

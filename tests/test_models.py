@@ -235,7 +235,6 @@ def offline(home: Path, *command: object) -> subprocess.CompletedProcess:
 LOAD_FROM_HUB = """
 import json, sys
 from pathlib import Path
-from types import SimpleNamespace
 from interviewmate_utils import answering, config, lora, models
 model, question, config.ROOT = *sys.argv[1:3], Path(sys.argv[3])
 p = config.validate(config.TrainLora, config.parameters_cell(config.NOTEBOOKS / "04_train_lora.ipynb") | {"profile": "hub"})
@@ -350,11 +349,16 @@ def test_greedy_answer_is_the_argmax_of_the_full_forward_pass(model, tokenizer) 
         assert answers(model, tokenizer, [question], 16)[0] == said
 
 
+def reciter(tokenizer) -> tuple:
+    """A parrot that goes on from any of thirteen words to the last of them, and ends; the words."""
+    words = [f" {letter}" for letter in string.ascii_letters if len(tokenizer(f" {letter}")["input_ids"]) == 1][:13]
+    return parrot(tokenizer, [*(tokenizer(word)["input_ids"][0] for word in words), tokenizer.eos_token_id]), words
+
+
 def test_ended_answers_leave_the_batch(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of 1 to 12 words, by a parrot that goes on from a question's last word; nobody waits for the longest."""
     monkeypatch.setattr(answering, "PROMPT", "{question}")
-    words = [f" {letter}" for letter in string.ascii_letters if len(tokenizer(f" {letter}")["input_ids"]) == 1][:13]
-    talker = parrot(tokenizer, [*(tokenizer(word)["input_ids"][0] for word in words), tokenizer.eos_token_id])
+    talker, words = reciter(tokenizer)
     rows = []
     talker.transformer.word_embeddings.register_forward_hook(lambda _, ids, __: rows.append(len(ids[0])))
     questions = ["Why" + word for word in words[:-1]]
@@ -367,8 +371,7 @@ def test_ended_answers_leave_the_batch(tokenizer, monkeypatch: pytest.MonkeyPatc
 def test_where_generation_notices_an_end_one_token_late_answers_are_the_same(tokenizer, monkeypatch) -> None:
     """As transformers does on MPS: it generates a token more, and takes it back. Forced here, on a CPU."""
     monkeypatch.setattr(answering, "PROMPT", "{question}")
-    words = [f" {letter}" for letter in string.ascii_letters if len(tokenizer(f" {letter}")["input_ids"]) == 1][:13]
-    talker = parrot(tokenizer, [*(tokenizer(word)["input_ids"][0] for word in words), tokenizer.eos_token_id])
+    talker, words = reciter(tokenizer)
     questions = ["Why" + word for word in words[:-1]]
     expected = answers(talker, tokenizer, questions, batch_size=12)
     late: list[int] = []

@@ -158,10 +158,10 @@ class AnswerTrainer(Trainer):
 
     def evaluate(self, *_args: Any, metric_key_prefix: str = "eval", **_kwargs: Any) -> dict[str, float]:
         """Validation loss over all answer tokens: the Trainer's own is a mean of batch means."""
-        loss = torch.tensor(mean_loss(self.model, self.eval_dataset, self.pad_id), dtype=torch.float64)
+        loss = mean_loss(self.model, self.eval_dataset, self.pad_id)
         if self.args.world_size > 1:  # all stop at the same step, even if their last digits differ
-            loss = broadcast(loss.to(self.args.device, torch.float32))
-        metrics = {f"{metric_key_prefix}_loss": loss.item()}
+            loss = broadcast(torch.tensor(loss, device=self.args.device)).item()
+        metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

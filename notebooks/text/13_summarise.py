@@ -131,9 +131,9 @@ plots.save(fig, "training", params.output)
 
 # %% [markdown]
 # Convergence: the epoch at which a run's validation loss was lowest, and after which it stayed within 1 % of that; means, with the
-# range over seeds. Then that loss, its standard deviation over seeds with the chi-square interval. `last gain` is what the last evaluation improved on the one before, half an epoch earlier. A run whose best epoch
-# is its last was still at its lowest when the schedule ended; as the learning rate falls towards zero by then, that does not tell
-# whether a longer schedule would help.
+# range over seeds. Then that loss, its standard deviation over seeds with the chi-square interval. `last gain` is what the last
+# evaluation improved on the one before, half an epoch earlier. A run whose best epoch is its last was still at its lowest when
+# the schedule ended; as the learning rate falls towards zero by then, that does not tell whether a longer schedule would help.
 
 # %%
 trained = pd.DataFrame({run: found[folder.name].metrics for run, folder in folders.items()}).T
@@ -154,8 +154,9 @@ best.join(spreads.rename(columns={"mean": "loss"})).style.format("{:.3f}", subse
 # ## What it cost
 #
 # Trainable parameters, time, memory and loss of each run, so that a gain can be set against its price: means over seeds, in
-# the figure with the range over seeds. The share is of all parameters, the adapter included; losses are on the validation part, in nats per answer token; times
-# are of this machine, other trainings perhaps beside them, and without one where a run was interrupted and resumed.
+# the figure with the range over seeds. The share is of all parameters, the adapter included; losses are on the validation part,
+# in nats per answer token; times are of this machine, other trainings perhaps beside them, and without one where a run was
+# interrupted and resumed.
 
 # %%
 columns = ["trainable_count", "trainable_share", "train_time_s", "peak_memory_gb", "loss_before_nats", "loss_after_nats"]
