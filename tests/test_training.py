@@ -135,9 +135,30 @@ def test_parts_hold_every_row_once_and_keep_to_the_limit(padded: bool) -> None:
     assert len(trainers.in_parts(lengths, 10_000, padded)) == 1
 
 
+def test_what_a_token_keeps_for_the_backward_pass_is_known(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, kept = (
+        prepare(root, dropout=0.1, target_modules=["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]),
+        {},
+    )
+    weights = {q.untyped_storage().data_ptr() for q in trainer.model.parameters()}
+    row = torch.arange(2, 66)
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = packing.token_losses(trainer.model.train(), [(row, row)])
+    monkeypatch.setitem(trainers.ACTIVATIONS, "cpu", sum(kept.values()))
+    assert losses[0].shape == (63,)
+    assert 0.7 * 64 <= trainers.tokens_at_once(trainer.model, 64, "cpu") <= 1.3 * 64
+
+
 @pytest.mark.parametrize("tokens", [1, 10_000])
 def test_training_loss_is_the_cross_entropy_of_the_answer_tokens(root: Path, monkeypatch, tokens: int) -> None:
-    monkeypatch.setitem(trainers.TOKENS, "cpu", tokens)
+    monkeypatch.setattr(trainers, "tokens_at_once", lambda *_, tokens=tokens: tokens)
     trainer = prepare(root, dropout=0.0, epochs=1.0, warmup_steps=1, batch_size=22)
     tokenizer, total, count = models.load_tokenizer(MODEL), 0.0, 0
     for row in data.load_parts(parameters().processed)["train"]:
@@ -155,7 +176,7 @@ def test_neither_parts_nor_packing_change_the_run(root: Path, monkeypatch: pytes
     """Whole batches packed, rows one by one, padded batches, and padded rows two at a time."""
     found = []
     for tokens, packed in ((10_000, True), (1, True), (10_000, False), (130, False)):
-        monkeypatch.setitem(trainers.TOKENS, "cpu", tokens)
+        monkeypatch.setattr(trainers, "tokens_at_once", lambda *_, tokens=tokens: tokens)
         monkeypatch.setattr(packing, "supports", lambda _, packed=packed: packed)
         training.train(parameters(dropout=0.0))
         found.append((log_of(root), load_file(checkpoints_of(root).parent / "trained" / "adapter_model.safetensors")))
@@ -171,7 +192,7 @@ def test_adalora_is_regularised_once_a_batch_however_many_parts_it_has(root: Pat
     """peft adds the regulariser, of about 0.1 here, to the loss of every forward pass."""
     logs = []
     for tokens in (10_000, 1):
-        monkeypatch.setitem(trainers.TOKENS, "cpu", tokens)
+        monkeypatch.setattr(trainers, "tokens_at_once", lambda *_, tokens=tokens: tokens)
         training.train(parameters(variants=["adalora"], dropout=0.0, epochs=2.0))
         logs.append(log_of(root))
     pd.testing.assert_frame_equal(*logs, rtol=1e-3)

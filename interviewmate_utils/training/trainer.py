@@ -19,7 +19,15 @@ from .. import config, data, lora, models
 from . import DivergedError, TrainingError, checkpoints, mean_loss, packing, schedule
 
 _RANKS = "ranks.pt"  # in a checkpoint of AdaLoRA
-TOKENS = {"cpu": 1_536, "mps": 4_096, "cuda": 16_384}  # most tokens, padding included, of one forward pass
+ACTIVATIONS = {"cpu": 2.5e9, "mps": 5e9, "cuda": 12e9}  # bytes that one forward pass may keep for its backward pass
+
+
+def tokens_at_once(model: Any, longest: int, device: str) -> int:
+    """Most tokens, padding included, of one forward pass: what a token keeps was counted in `packing` (per layer 20 numbers
+    for each of its width, dropout's masks included, and a row of attention per head), and is near that elsewhere."""
+    settings = model.config.get_text_config()
+    kept = 20 * settings.hidden_size + settings.num_attention_heads * longest
+    return int(ACTIVATIONS[device] / (settings.num_hidden_layers * kept * model.dtype.itemsize))
 
 
 def in_parts(lengths: Sequence[int], tokens: int, padded: bool) -> list[list[int]]:
@@ -60,8 +68,8 @@ class _EpochOrder(LengthGroupedSampler):
 class AnswerTrainer(Trainer):
     """transformers' Trainer, but for the order, the step, the validation loss, and what is said when it cannot go on.
 
-    A batch goes through the model in parts that fit into memory (TOKENS; halved when they do not), packed where the model
-    allows it; its loss is normalised over the answer tokens of the whole batch, so that the parts do not change the result.
+    A batch goes through the model in parts that fit into memory (ACTIVATIONS; halved when they do not), packed where the
+    model allows it; its loss is normalised over the answer tokens of the whole batch: the parts do not change the result.
     """
 
     def __init__(self, model: Any, dataset: Any, p: config.TrainLora, pad_id: int, **options: Any) -> None:
@@ -70,7 +78,7 @@ class AnswerTrainer(Trainer):
             part.remove_columns([c for c in part.column_names if c not in keep])
             for part in (dataset["train"], dataset["validation"])
         )
-        self.p, self.pad_id, self.tokens, rows = p, pad_id, TOKENS[models.pick_device(p.hardware.kind)], len(train)
+        self.p, self.pad_id, rows = p, pad_id, len(train)
         # AdaLoRA adds to its loss in its own forward pass; several processes need that of their wrapper
         several = p.hardware.processes > 1 or p.hardware.fsdp
         self.packed = not several and "adalora" not in p.variants and packing.supports(model.train())
@@ -80,6 +88,7 @@ class AnswerTrainer(Trainer):
             train = train.add_item({"input_ids": [pad_id], "labels": [data.IGNORED], "length": 1})
         self.order = _EpochOrder(p, list(train["length"])[:rows], [rows] * blank)
         self.longest = max(train["length"])
+        self.tokens = tokens_at_once(model, self.longest, models.pick_device(p.hardware.kind))
         self.names = [*(dataset["train"]["id"] if "id" in dataset["train"].column_names else range(rows)), "none"]
         train = train.add_column("row", range(len(train)))
         super().__init__(model=model, train_dataset=train, eval_dataset=validation, data_collator=self._collate, **options)
