@@ -5,10 +5,12 @@ licences allow it, and it shares no sentence with our interview corpus. Sources 
 """
 
 import ast
+import gc
 import inspect
 import re
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -70,6 +72,15 @@ def list_packages() -> list[Package]:
     return [found[name] for name in sorted(found)]
 
 
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """What `ast.walk` gives, in its order, without the expressions, which hold no docstring and are nearly all of it."""
+    waiting = deque([tree])
+    while waiting:
+        yield (node := waiting.popleft())
+        inside = ast.iter_child_nodes(node)
+        waiting.extend(child for child in inside if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case))
+
+
 def docstrings_of(path: Path) -> Iterator[str]:
     """Docstrings of one source file, in order; none where the file does not parse."""
     try:
@@ -81,7 +92,7 @@ def docstrings_of(path: Path) -> Iterator[str]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 400:
                 yield node.value
         return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
             if text and len(text) > 60:
@@ -151,8 +162,9 @@ def prose_of(packages: Sequence[Package], seen: set[int] | None = None) -> dict[
     seen = set() if seen is None else seen
     files = [(package.name, path) for package in packages for path in package.files]
     result: dict[str, list[str]] = {package.name: [] for package in packages}
-    # Parsing takes a minute and a half on one core; spawned, because a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    # Spawned, because a fork of a process with torch's threads may hang. Looking for cycles, of which a tree has none, would
+    # take twice the time of parsing
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=gc.disable) as pool:
         parsed = pool.map(_prose_in, [path for _, path in files], chunksize=64)
         for (name, _), docstrings in zip(files, parsed, strict=True):
             for blocks in docstrings:

@@ -28,8 +28,10 @@ def load_encoder(name: str):
 
 
 def embed(encoder, texts: Sequence[str]) -> "np.ndarray":
-    """Unit vectors of `texts`, (n, 384) for MiniLM, so that a dot product is the cosine."""
-    return encoder.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+    """Unit vectors of `texts`, (n, 384) for MiniLM, so that a dot product is the cosine. Equal texts are encoded once."""
+    row = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    vectors = encoder.encode([*row], batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+    return vectors[[row[text] for text in texts]]
 
 
 def nearest(vectors: "np.ndarray", others: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:

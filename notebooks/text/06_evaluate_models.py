@@ -117,7 +117,6 @@ metrics.describe().style.hide()
 tables = []
 for (name, k), told in answers.items():
     table = metrics.score_items(told, references)
-    table["similarity"] = metrics.semantic_similarity(encoder_model, told, references)
     table["answer_words"] = [len(text.split()) for text in told]
     sizes = [len(tokenizer(" " + text)["input_ids"]) for text in told]
     table["at_limit"] = [float((name, k) in losses and size >= params.max_new_tokens) for size in sizes]
@@ -126,6 +125,8 @@ for (name, k), told in answers.items():
     ids = list(test["id"]) if "id" in test.column_names else None
     tables.append(table.assign(system=name, seed=k, item=range(len(table)), id=ids))
 scores = pd.concat(tables, ignore_index=True)
+everything = [text for told in answers.values() for text in told]
+scores["similarity"] = metrics.semantic_similarity(encoder_model, everything, references * len(answers))
 
 # %% [markdown]
 # Means over questions and seeds, corpus BLEU (0 to 1) over all questions at once. Exact match is expected to be zero: nobody words a
