@@ -95,7 +95,7 @@ rule prepare_data:
         values=str(resolved("01_prepare_data")),
     output:
         update(f"{OUT}/01_prepare_data.ipynb"),
-    priority: 2  # all trainings wait for it
+    priority: 100  # trainings wait for it; it takes all cores, so it must outweigh as many trainings
     threads: THREADS
     shell:
         RUN_COMMAND
@@ -110,7 +110,7 @@ rule prepare_another_corpus:
         values=lambda wildcards: str(resolved("01_prepare_data", wildcards.corpus)),
     output:
         update(OUT + "/01_prepare_data_{corpus}.ipynb"),
-    priority: 2  # all trainings wait for it
+    priority: 100  # trainings wait for it; it takes all cores, so it must outweigh as many trainings
     threads: THREADS
     shell:
         RUN_COMMAND
