@@ -1,5 +1,6 @@
 """Docstrings are cleaned to prose, from permissive packages only, the same in every process, with nothing of our corpus."""
 
+import ast
 import hashlib
 import inspect
 import json
@@ -351,3 +352,20 @@ def test_nothing_of_the_corpus_is_in_the_text(text: dict[str, list[str]]) -> Non
     assert sum(map(len, read)) > 100_000
     shared = {corpus[s]: " ".join(s) for part in read for s in part & corpus.keys()}
     assert not shared
+
+
+def test_docstrings_are_found_wherever_a_definition_can_stand_in_the_order_of_a_whole_walk(tmp_path: Path) -> None:
+    text = "A sentence that is long enough to count as prose, and says where it stands: {}."
+    places = ["if x:", "while x:", "for x in y:", "with x:", "class C:", "async def outer():", "try:", "match x:\n    case 1:"]
+    source = []
+    for place in places:
+        indent = "    " * (1 + place.count("\n"))
+        source += [place, f"{indent}def f():", f'{indent}    """{text.format(place.split()[0])}"""']
+        if place == "try:":
+            source += ["except E:", "    def g():", f'        """{text.format("except")}"""']
+    path = tmp_path / "places.py"
+    path.write_text("\n".join(source))
+    found = list(docstrings.docstrings_of(path))
+    walked = [ast.get_docstring(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert found == walked
+    assert len(found) == len(places) + 1
