@@ -3,7 +3,7 @@
     python tests/bench_falcon.py [ROWS]
 
 Training: ours (`training.train`, which 04_train_lora calls) beside the published recipe and TRL, with the targets of the
-enhanced run, each in a process of its own, over the same ROWS (16) examples twice, in batches of 8. Counted are the tokens
+enhanced run, each in a process of its own, over the same ROWS (8) examples twice, in batches of 8. Counted are the tokens
 that are not padding, in the second pass. Generation: `answering.generate_answers`, one by one and all at once. The table
 goes to reports/published/.
 """
@@ -269,7 +269,7 @@ def row(name: str, found: dict | str, reference: dict, settings: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", nargs="?", type=int, default=16)
+    parser.add_argument("rows", nargs="?", type=int, default=8)
     parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
