@@ -308,8 +308,17 @@ class Summarise(Parameters):
         return [self.sibling(stem) / "results.json" for stem in stems] + tables
 
 
+class AuditClaims(Parameters):
+    stem: ClassVar[str] = "12_audit_claims"
+    claims: NonEmpty
+
+    def inputs(self) -> list[Path]:
+        return [ROOT / self.claims, ROOT / "data/raw/interview_qa.jsonl", ROOT / "data/raw/technical_terms.txt"]
+
+
 BY_STEM = {
-    cls.stem: cls for cls in (PrepareData, BuildEmbeddedModel, TrainLora, SearchHyperparameters, EvaluateModels, Summarise)
+    cls.stem: cls
+    for cls in (PrepareData, BuildEmbeddedModel, TrainLora, SearchHyperparameters, EvaluateModels, AuditClaims, Summarise)
 }
 
 
