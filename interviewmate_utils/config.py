@@ -310,7 +310,7 @@ class Summarise(Parameters):
 
 class AuditClaims(Parameters):
     stem: ClassVar[str] = "12_audit_claims"
-    claims: NonEmpty
+    claims: Annotated[str, Field(min_length=1)]
 
     def inputs(self) -> list[Path]:
         return [ROOT / self.claims, ROOT / "data/raw/interview_qa.jsonl", ROOT / "data/raw/technical_terms.txt"]
