@@ -66,7 +66,9 @@ def _numbers(first: Path, second: Path) -> "pd.DataFrame":
 
     found = [results.read_results(folder).metrics if (folder / "results.json").exists() else {} for folder in (first, second)]
     names = [name for name in dict.fromkeys([*found[0], *found[1]]) if not name.endswith(RUNTIME)]
-    table = pd.DataFrame({"A": [found[0].get(n) for n in names], "B": [found[1].get(n) for n in names]}, index=names, dtype=float)
+    table = pd.DataFrame(
+        {"A": [found[0].get(n) for n in names], "B": [found[1].get(n) for n in names]}, index=names, dtype=float
+    )
     return table.assign(change=table.B - table.A)
 
 
@@ -154,14 +156,18 @@ def page(differences: list[Difference], names: tuple[str, str]) -> str:
             columns = ["system", "score", "A", "B", "difference", "low", "high", "p_holm", "d_z", "n", "verdict"]
             body.append("<h3>Scores, paired by question (difference: B better is positive)</h3>")
             body.append(table(one.verdicts[columns].set_index(["system", "score"])))
-        body.append("<h3>Settings, data and versions that differ</h3>" + (table(one.settings) if len(one.settings) else "<p>none</p>"))
+        body.append(
+            "<h3>Settings, data and versions that differ</h3>" + (table(one.settings) if len(one.settings) else "<p>none</p>")
+        )
         moved = one.numbers[one.numbers.change.fillna(1) != 0]
         body.append("<h3>Other numbers that differ</h3>" + (table(moved) if len(moved) else "<p>none</p>"))
         for name, first, second in one.figures:
             if first != second:
                 body.append(f"<h3>{html.escape(name)}</h3><div class=two>{picture(first)}{picture(second)}</div>")
     style = "body{font:16px/1.5 system-ui;margin:2em auto;max-width:80em;padding:0 1em}table{border-collapse:collapse;display:block;"
-    style += "overflow-x:auto}td,th{padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;text-align:left}.two{display:flex;gap:1em;"
+    style += (
+        "overflow-x:auto}td,th{padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;text-align:left}.two{display:flex;gap:1em;"
+    )
     style += "flex-wrap:wrap}.two>*{flex:1 1 20em;min-width:0;max-width:100%}img{width:100%}"
     title = f"A: {html.escape(names[0])}, B: {html.escape(names[1])}"
     head = f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'

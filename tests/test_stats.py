@@ -265,12 +265,10 @@ def test_verdicts_of_a_family() -> None:
 
 
 def test_holm_can_take_a_verdict_away() -> None:
-    # p = 2 / 64 alone is under 5 %; as one of four comparisons it is not
-    base = np.linspace(0.1, 0.6, 6)
-    noise = np.array([0.01, -0.01, 0.02, -0.02, 0.01, -0.01])
-    scores = pd.DataFrame(
-        {"base": base, "up": base + np.linspace(0.1, 0.2, 6)} | {f"n{i}": base + noise * i for i in (1, 2, 3)}
-    )
+    base = np.linspace(0.1, 0.6, 12)
+    noise = np.array([0.01, -0.01, 0.02, -0.02, 0.01, -0.01] * 2)
+    up = base + np.array([0.1, 0.2, 0.15, 0.1, -0.1, 0.2, 0.1, -0.1, 0.15, 0.1, 0.05, -0.05])
+    scores = pd.DataFrame({"base": base, "up": up} | {f"n{i}": base + noise * i for i in (1, 2, 3)})
     assert stats.verdicts(scores[["base", "up"]], "base").verdict["up"] == "better"
     row = stats.verdicts(scores, "base").loc["up"]
     assert row.p < 0.05 < row.p_holm
@@ -332,8 +330,8 @@ def test_interval_of_the_effect_size_equals_the_published_one() -> None:
 
 @pytest.mark.parametrize("true", [0.0, 0.42, 1.2])
 def test_effect_sizes_interval_covers_it(true: float) -> None:
-    samples = np.random.default_rng(5).standard_normal((500, 46)) + true
-    found = [stats.compare_paired(np.zeros(46), sample, resamples=9) for sample in samples]
+    samples = np.random.default_rng(5).standard_normal((400, 46)) + true
+    found = [stats.compare_paired(np.zeros(46), sample, resamples=99) for sample in samples]
     inside = [row["d_low"] <= true <= row["d_high"] for row in found]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.03)  # three Monte Carlo errors
 

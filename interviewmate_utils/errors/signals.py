@@ -29,7 +29,9 @@ _MARKUP = re.compile(
     r"^\s*(?:#{1,6}\s|[-*•]\s+\S|\d+(?:\.\d+)*[.)]?\s+[A-Z]|\|.*\|)|```|\*\*[^*]+\*\*|</?[a-z]+[^>]*>|&[a-z]+;|\\[a-zA-Z]+\{|\$[^$\n]+\$",
     re.MULTILINE,
 )
-_BROKEN = re.compile(r"[\ufffd\u4e00-\u9fff\u3040-\u30ff\u0400-\u04ff]|Ã.|â€.?|\\u[0-9a-f]{4}|[a-z]{3,}[.,;:][A-Za-z]{3,}|\w{28,}")
+_BROKEN = re.compile(
+    r"[\ufffd\u4e00-\u9fff\u3040-\u30ff\u0400-\u04ff]|Ã.|â€.?|\\u[0-9a-f]{4}|[a-z]{3,}[.,;:][A-Za-z]{3,}|\w{28,}"
+)
 _EMOJI = re.compile(r"[\U0001F300-\U0001FAFF\u2600-\u27BF]")
 
 
@@ -131,7 +133,9 @@ def features(items: Sequence[Item], encoder, terms: Sequence[str], questions: Se
         np.cumsum([len(item.key_points) for item in items])[:-1],
     )
     possible = embed(encoder, list(questions))
-    pattern = re.compile(r"(?<![\w-])(?:" + "|".join(map(re.escape, sorted(terms, key=len, reverse=True))) + r")(?![\w-])", re.I)
+    pattern = re.compile(
+        r"(?<![\w-])(?:" + "|".join(map(re.escape, sorted(terms, key=len, reverse=True))) + r")(?![\w-])", re.I
+    )
     rows = []
     for i, item in enumerate(items):
         rows.append(
@@ -190,7 +194,9 @@ def _subject(item: Item, terms: re.Pattern) -> dict[str, float]:
         "only_question": len(here & asked) / max(1, len(here)),
         "stop_words": sum(word in ENGLISH_STOP_WORDS for word in said) / count,
         "first_person": sum(word in ("i", "i'd", "i'm", "i've", "my", "we", "we'd", "you") for word in said) / count,
-        "hedges": sum(text.count(h) for h in ("may ", "might", "can be", "could", "often", "usually", "tend", "some ")) / count * 100,
+        "hedges": sum(text.count(h) for h in ("may ", "might", "can be", "could", "often", "usually", "tend", "some "))
+        / count
+        * 100,
     }
 
 

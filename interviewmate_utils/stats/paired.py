@@ -16,12 +16,13 @@ FEWEST = 10  # clusters that a verdict needs
 def sums_by_cluster(values: "np.ndarray", clusters: Sequence[Hashable] | None) -> "tuple[np.ndarray, np.ndarray]":
     """Sums of the values, whose first axis is the items, within each cluster, and the number of its items."""
     import numpy as np
+    import pandas as pd
 
     if clusters is None:
         return values, np.ones(len(values))
     if len(clusters) != len(values):
         raise ValueError(f"{len(clusters)} clusters are named for {len(values)} items; each item needs one")
-    number = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)[1]
+    number = pd.factorize(pd.Series([*clusters], dtype=object))[0]
     sums = np.zeros((number.max() + 1, *values.shape[1:]))
     np.add.at(sums, number, values)
     return sums, np.bincount(number).astype(float)
@@ -90,14 +91,18 @@ def studentised_interval(
 def noncentrality_interval(t: float, free: float) -> tuple[float, float]:
     """95 % interval of the noncentrality of a t statistic with `free` degrees of freedom (Steiger and Fouladi 1997)."""
     import numpy as np
-    from scipy import optimize, stats
+    from scipy import optimize
+    from scipy import stats as distributions
 
     if not np.isfinite(t):
         return float("nan"), float("nan")
-    width = 10 + 10 * abs(t)
+    width = 5 * np.sqrt(1 + t**2 / (2 * free))  # five standard errors
+
+    def below(noncentrality: float) -> float:  # far out the distribution's series fail: there it is 1 or 0
+        return float(np.nan_to_num(distributions.nct.cdf(t, free, noncentrality), nan=float(noncentrality < t)))
 
     def at(chance: float) -> float:
-        return float(optimize.brentq(lambda ncp: stats.nct.cdf(t, free, ncp) - chance, t - width, t + width))
+        return float(optimize.brentq(lambda noncentrality: below(noncentrality) - chance, t - width, t + width))
 
     return at(0.975), at(0.025)
 
