@@ -311,9 +311,10 @@ class Summarise(Parameters):
 class AuditClaims(Parameters):
     stem: ClassVar[str] = "12_audit_claims"
     claims: Annotated[str, Field(min_length=1)]
+    measured: Annotated[str, Field(min_length=1)]
 
     def inputs(self) -> list[Path]:
-        return [ROOT / self.claims, ROOT / "data/raw/interview_qa.jsonl", ROOT / "data/raw/technical_terms.txt"]
+        return [ROOT / name for name in (self.claims, self.measured, "data/raw/interview_qa.jsonl", "data/raw/technical_terms.txt")]
 
 
 BY_STEM = {
