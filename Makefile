@@ -21,7 +21,7 @@ WHERE := $(if $(filter local,$(EXECUTOR)),--cores all --quiet rules progress hos
 SERVED := $(if $(filter local,$(EXECUTOR)),$(PY) -m interviewmate_utils.warm serve)
 export PROFILE Q
 .DEFAULT_GOAL := help
-.PHONY: help setup report test search bench ask lab site publish wheelhouse lock clean
+.PHONY: help setup report test search bench simulate ask lab site publish wheelhouse lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ bench: setup  ## measure speed and memory: start-up, a full-size Falcon, a milli
 	@$(PY) tests/bench_start.py
 	@$(PY) tests/bench_falcon.py
 	@$(PY) tests/bench_prepare_data.py
+
+simulate: setup  ## how often the verdicts err: 5,000 simulations (about ten minutes)
+	@$(PY) tests/simulate_stats.py
 
 ask: setup  ## answer a question: make ask Q="What is overfitting?"
 	@$(PY) -m interviewmate_utils.interview

@@ -74,7 +74,9 @@ def accuracy_by_split(templates: Mapping[str, Sequence[str]], fillings: Sequence
     shuffled = made.sample(frac=1, random_state=seed)
     halves = {"random half": (shuffled[: len(made) // 2], shuffled[len(made) // 2 :])}
     halves["unseen templates"] = made[made.template == 0], made[made.template == 1]
-    classifiers = {name: make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(a.text, a.kind) for name, (a, _) in halves.items()}
+    classifiers = {
+        name: make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(a.text, a.kind) for name, (a, _) in halves.items()
+    }
     return {name: float(classifiers[name].score(test.text, test.kind)) for name, (_, test) in halves.items()}
 
 
@@ -108,4 +110,8 @@ def score_tags(words: "pd.DataFrame", tagged: Sequence[str], length: int) -> dic
         inside = entity[entity.label != "O"].groupby(["sentence", "begun"]).row
         spans.append(set(zip(inside.min(), inside.max(), inside.size(), strict=True)))
     found = 2 * len(spans[0] & spans[1]) / max(1, len(spans[0]) + len(spans[1]))
-    return {"tokens and padding": (right + padding) / (len(words) + padding), "tokens": right / len(words), "whole entities": found}
+    return {
+        "tokens and padding": (right + padding) / (len(words) + padding),
+        "tokens": right / len(words),
+        "whole entities": found,
+    }

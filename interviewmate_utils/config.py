@@ -314,7 +314,9 @@ class AuditClaims(Parameters):
     measured: Annotated[str, Field(min_length=1)]
 
     def inputs(self) -> list[Path]:
-        return [ROOT / name for name in (self.claims, self.measured, "data/raw/interview_qa.jsonl", "data/raw/technical_terms.txt")]
+        return [
+            ROOT / name for name in (self.claims, self.measured, "data/raw/interview_qa.jsonl", "data/raw/technical_terms.txt")
+        ]
 
 
 BY_STEM = {

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .randomisation import compare_corpus_bleu as compare_corpus_bleu
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd

@@ -13,14 +13,20 @@ NOT_DISTINGUISHABLE = "not distinguishable"
 TOO_FEW = "no verdict"
 
 
+def verdict(difference: float, p: float, clusters: int) -> str:
+    """better, worse or not distinguishable at 5 %, by an adjusted p; none with fewer than FEWEST independent items."""
+    if clusters < FEWEST:
+        return TOO_FEW
+    return NOT_DISTINGUISHABLE if p >= 0.05 else "better" if difference > 0 else "worse"
+
+
 def verdicts(
     scores: "pd.DataFrame", base: str, resamples: int = 9999, seed: int = 0, clusters: Sequence[Hashable] | None = None
 ) -> "pd.DataFrame":
     """Every other system against `base` on one metric (higher is better): a Holm family (Holm 1979).
 
-    `scores` has one row per item and one column per system; `clusters` names, per item, what belongs together. A row's
-    verdict is better, worse or not distinguishable at 5 % after Holm, and none with fewer than FEWEST independent items;
-    `detectable_d` is the smallest d_z that Holm's strictest step could have shown with 80 % power.
+    `scores` has one row per item and one column per system; `clusters` names, per item, what belongs together. A row has
+    its `verdict` after Holm; `detectable_d` is the smallest d_z that Holm's strictest step could have shown with 80 % power.
     """
     import pandas as pd
     from statsmodels.stats.multitest import multipletests
@@ -32,8 +38,7 @@ def verdicts(
     table["p_floor"] = 2 / (min(resamples, 2 ** int(table.clusters.iloc[0])) + 1)  # no resample can give less
     table["family"] = len(systems)
     table["detectable_d"] = [smallest_detectable_effect(n, 0.05 / len(systems)) for n in table.n_effective]
-    sign = table.difference.gt(0).map({True: "better", False: "worse"})
-    table["verdict"] = sign.where(table.p_holm < 0.05, NOT_DISTINGUISHABLE).where(table.clusters >= FEWEST, TOO_FEW)
+    table["verdict"] = [verdict(row.difference, row.p_holm, row.clusters) for row in table.itertuples()]
     return table
 
 
