@@ -1,4 +1,4 @@
-"""Published figures beside what follows from them: one row per claim, none left out; and three ways in which a score misleads."""
+"""Published figures beside what follows from them: one row per claim; and three ways in which a score misleads."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Audit:
         return self.claims[number]["stated"]
 
     def judge(self, number: str, agrees: bool | None, ours: str) -> None:
-        """Record a claim's verdict (True it follows from what is stated, False it does not, None it cannot be told) and ours."""
+        """Record a claim's verdict (True: it follows from what is stated, False: not, None: that cannot be told) and ours."""
         verdict = VERDICTS[None if agrees is None else bool(agrees)]
         self.rows[number] = {"ours": ours, "verdict": verdict, "why": self.claims[number]["why"]}
 

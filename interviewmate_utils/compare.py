@@ -138,15 +138,15 @@ def sentences(differences: list[Difference]) -> list[str]:
                 sign = -1 if row.score == SCORES[LOWER_IS_BETTER[0]] else 1
                 low, high = sorted((sign * row.low, sign * row.high))
                 change = f"{row.A:.3f} to {row.B:.3f}, difference {row.B - row.A:+.3f} ({low:+.3f} to {high:+.3f})"
-                told.append(
-                    f"{one.stem}: {row.system} is {row.verdict} on {row.score}: {change}, n = {row.n}, p (Holm) {row.p_holm:.4f}"
-                )
+                sample = f"n = {row.n}, p (Holm) {row.p_holm:.4f}"
+                told.append(f"{one.stem}: {row.system} is {row.verdict} on {row.score}: {change}, {sample}")
     return told
 
 
 STYLE = """body{font:16px/1.5 system-ui;margin:2em auto;max-width:80em;padding:0 1em}
 table{border-collapse:collapse;display:block;overflow-x:auto}
-td,th{padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;text-align:left;vertical-align:top;font-variant-numeric:tabular-nums}
+td,th{padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;text-align:left;vertical-align:top
+;font-variant-numeric:tabular-nums}
 .two{display:flex;gap:1em;flex-wrap:wrap}.two>*{flex:1 1 20em;min-width:0}img{width:100%}"""
 COLUMNS = ["system", "score", "A", "B", "difference", "low", "high", "d_z", "p_holm", "n", "verdict"]
 

@@ -70,6 +70,22 @@ def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label:
     axes.grid(axis="y", visible=False)
 
 
+def group_differences(table: "pd.DataFrame", label: str, axes: "Axes") -> None:
+    """Differences of several systems by group (`stats.by_group`, rows of one `label`): a dot each, its interval if it has one."""
+    table = table[table.label == label]
+    groups, systems = [*dict.fromkeys(table.group)], [*dict.fromkeys(table.system)]
+    for row in table.itertuples():
+        place = groups.index(row.group) + 0.7 * ((systems.index(row.system) + 0.5) / len(systems) - 0.5)
+        axes.errorbar(row.difference, place, xerr=[[row.difference - row.low], [row.high - row.difference]],
+                      fmt="o" if row.low == row.low else "x", color=colour(row.system), capsize=2, markersize=5,
+                      label=row.system if row.group == groups[0] else None)  # fmt: skip
+    counts = table.drop_duplicates("group").n
+    axes.set_yticks(range(len(groups)), [f"{group} ({count})" for group, count in zip(groups, counts, strict=True)])
+    axes.set(ylim=(len(groups) - 0.5, -0.5), title=label.replace("_", " "))
+    axes.axvline(0, color=colour("base"), ls="--")
+    axes.grid(axis="y", visible=False)
+
+
 def tried(
     table: "pd.DataFrame", names: Sequence[str], space: Mapping[str, Any], value: str, limits: tuple, marker: str, axes: "Axes"
 ) -> Any:
@@ -97,6 +113,17 @@ def tried(
         axes.annotate(" ".join(f"{one:g}" for one in third), (x, y), (7, 3), textcoords="offset points")
     look = {"vmin": limits[0], "vmax": limits[1], "cmap": "cividis", "edgecolors": "black", "zorder": 3}
     return axes.scatter(*places, c=table[value].astype(float), marker=marker, s=80, **look)
+
+
+def show_items(table: "pd.DataFrame", title: str) -> Any:
+    """Every row of texts folded away under its `title` column, to be opened for reading; texts are escaped."""
+    from IPython.display import HTML
+
+    parts = []
+    for number, (_, row) in enumerate(table.iterrows(), 1):
+        told = "".join(f"<dt><b>{escape(str(n))}</b></dt><dd>{escape(str(t))}</dd>" for n, t in row.drop(title).items())
+        parts.append(f"<details><summary>{number}. {escape(str(row[title]))}</summary><dl>{told}</dl></details>")
+    return HTML("".join(parts).replace("\n", "<br>"))
 
 
 def show_texts(table: "pd.DataFrame", columns: Sequence[str]) -> Any:

@@ -221,7 +221,7 @@ def test_the_child_would_notice_the_network() -> None:
     assert "the network was asked for" in done.stderr
 
 
-WORDS = "the model learns a weight from each row and then we test it on new data before it ships to users".split()
+WORDS = re.findall(r"\w+", "the model learns a weight from each row and then we test it on new data before it ships to users")
 
 
 def told(seed: int, count: int = 30, keep: float = 0.7) -> tuple[list[str], list[str]]:

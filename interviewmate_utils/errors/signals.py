@@ -5,7 +5,7 @@ Each signal is a number per answer; several also name the passages that show it,
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ _NUMBER = re.compile(r"(?<![A-Za-z])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+(?=\s|$)|\n|$)|[^.!?\n]*[.!?](?=\S)[^.!?\n]*")
 # phrases that say nothing about a subject; written for this purpose from the development half and from common speech
 STOCK = (
-    "best practice", "it depends", "trade-off", "important to", "it is important", "plays a crucial role", "a crucial", "key role",
-    "stakeholder", "business objective", "success criteria", "communication", "structured", "careful", "in practice", "in general",
-    "as so often", "state-of-the-art", "state of the art", "robust", "scalable", "leverage", "ensure", "several aspects", "various",
-    "different approaches", "many factors", "a number of", "requirements", "the first step", "the second step", "finally, i would",
-    "in conclusion", "in summary", "overall", "proactive", "right tool", "no silver bullet", "case by case", "mindset", "deliver value",
-    "fundamental", "holistic", "comprehensive", "continuous improvement", "lessons learned", "high quality", "data quality is",
+    "best practice", "it depends", "trade-off", "important to", "it is important", "plays a crucial role", "a crucial",
+    "key role", "stakeholder", "business objective", "success criteria", "communication", "structured", "careful",
+    "in practice", "in general", "as so often", "state-of-the-art", "state of the art", "robust", "scalable", "leverage",
+    "ensure", "several aspects", "various", "different approaches", "many factors", "a number of", "requirements",
+    "the first step", "the second step", "finally, i would", "in conclusion", "in summary", "overall", "proactive",
+    "right tool", "no silver bullet", "case by case", "mindset", "deliver value", "fundamental", "holistic",
+    "comprehensive", "continuous improvement", "lessons learned", "high quality", "data quality is",
 )  # fmt: skip
 _ECHO = re.compile(r"^\s*(Question|Answer|Q|A|User|Assistant|System|Interviewer|Candidate)\s*:", re.MULTILINE)
 _MARKUP = re.compile(
@@ -42,6 +43,33 @@ class Item(NamedTuple):
     question: str
     reference: str
     key_points: Sequence[str]
+
+
+class Texts:
+    """Embeddings of texts, each made once by `encoder`."""
+
+    def __init__(self, encoder) -> None:
+        self.encoder, self.known = encoder, {}
+
+    def add(self, texts: "Iterable[str]") -> None:
+        """Embed those not yet known, all at once."""
+        from ..similarity import embed
+
+        if new := [text for text in dict.fromkeys(texts) if text not in self.known]:
+            self.known |= dict(zip(new, embed(self.encoder, new), strict=True))
+
+    def vectors(self, texts: Sequence[str]) -> "np.ndarray":
+        """Unit vectors, (texts, dimensions)."""
+        import numpy as np
+
+        self.add(texts)
+        return np.stack([self.known[text] for text in texts])
+
+    @staticmethod
+    def windows(text: str) -> list[str]:
+        """Sentences, and each two that follow each other; the text itself where it has no sentence, '-' for an empty one."""
+        parts = sentences(text) or [text.strip() or "-"]
+        return parts + [f"{one} {two}" for one, two in zip(parts, parts[1:], strict=False)]
 
 
 def words(text: str) -> list[str]:

@@ -77,6 +77,22 @@ def semantic_similarity(encoder, predictions: Sequence[str], references: Sequenc
     return np.where(filled, (embed(encoder, predictions) * embed(encoder, references)).sum(1), 0.0)
 
 
+def by_length(encoder, predictions: Sequence[str], references: Sequence[str], shares: Sequence[float]) -> "pd.DataFrame":
+    """Mean scores when only the first share of each prediction's words is kept; above 1, words of the next prediction follow.
+
+    One row per share, columns as of `score_items`, and similarity: what length alone adds to a score or takes away.
+    """
+    import pandas as pd
+
+    said, rows = [text.split() for text in predictions], {}
+    for share in shares:
+        longer = zip(said, [*said[1:], *said[:1]], strict=True)
+        cut = [" ".join((one + other)[: round(share * len(one))]) for one, other in longer]
+        rows[share] = score_items(cut, references).mean()
+        rows[share]["similarity"] = semantic_similarity(encoder, cut, references).mean()
+    return pd.DataFrame(rows).T.rename_axis("share of words")
+
+
 def describe() -> "pd.DataFrame":
     """Which package, version and tokeniser stands behind each score."""
     import pandas as pd

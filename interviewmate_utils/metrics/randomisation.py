@@ -10,7 +10,7 @@ def compare_corpus_bleu(
     resamples: int = 9999,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Corpus BLEU (0 to 1) of two systems, each as the answers of one or more trainings, and the two-sided p of their difference.
+    """Corpus BLEU (0 to 1) of two systems, each as the answers of one or more trainings, and the p of their difference.
 
     A system's BLEU is the mean over its trainings; one that has a single training meets each of the other's. Corpus BLEU is
     no mean over items, so whole answers change sides, those of all trainings of an item together. As in

@@ -42,6 +42,29 @@ def verdicts(
     return table
 
 
+def by_group(
+    scores: "pd.DataFrame", base: str, labels: "pd.DataFrame", resamples: int = 999, seed: int = 0
+) -> "pd.DataFrame":
+    """Every other system against `base` within each group of items: exploratory, with no verdict below FEWEST items.
+
+    `labels` has the rows of `scores` and one column per way of grouping. One row per label, group and system, with `n`,
+    `difference` and its 95 % BCa interval `low`, `high`, which is NaN below FEWEST items.
+    """
+    import pandas as pd
+
+    rows = []
+    for label in labels:
+        for group, members in scores.groupby(labels[label], sort=True, observed=True):
+            for system in [name for name in scores if name != base]:
+                row = {"label": label, "group": group, "system": system, "n": len(members)}
+                row["difference"] = (members[system] - members[base]).mean()
+                if len(members) >= FEWEST:
+                    row |= compare_paired(members[base], members[system], resamples, seed)
+                rows.append(row)
+    columns = ["label", "group", "system", "n", "difference", "low", "high"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
 def p_text(row: Mapping, equals: str = "") -> str:
     """The adjusted p of a row of `verdicts`; `<=` where no resample was as extreme, so that only its bound is known."""
     return f"{'<= ' if row['p'] <= row['p_floor'] else equals}{row['p_holm']:.4f}"
