@@ -25,6 +25,7 @@ CAVEAT = (
     "A model this small shows the method, not a coach: it was pretrained on docstrings, has a few million parameters, and "
     "its answers are often wrong. No number here is Falcon-RW-1B's."
 )  # goes wherever a result of the embedded model is shown
+QUESTIONS, JUDGED, TERMS = "data/raw/interview_qa.jsonl", "data/raw/judged_answers.jsonl", "data/raw/technical_terms.txt"
 TRIAL_RECORD = "data/models/trial_recipe/training.json"  # what the tracked weights are compared with
 
 TRAINED = "trained"  # in the folder of a training run: its weights
@@ -284,6 +285,7 @@ class EvaluateModels(Parameters):
     seeds: Seeds
     encoder: str
     items: Annotated[int, Field(ge=0)]
+    shots: Annotated[int, Field(ge=0, le=16)]
     max_new_tokens: Count
     batch_size: Count
     repetition_penalty: Annotated[float, Field(ge=1, le=2)]
@@ -291,7 +293,7 @@ class EvaluateModels(Parameters):
 
     def inputs(self) -> list[Path]:
         trained = [self.weights_of(run, seed) for run in self.runs for seed in self.seeds]
-        return [self.processed, *local_model_files(self.model), *trained]
+        return [self.processed, *local_model_files(self.model), *trained, ROOT / JUDGED, ROOT / QUESTIONS]
 
 
 class Summarise(Parameters):
@@ -314,9 +316,7 @@ class AuditClaims(Parameters):
     measured: Annotated[str, Field(min_length=1)]
 
     def inputs(self) -> list[Path]:
-        return [
-            ROOT / name for name in (self.claims, self.measured, "data/raw/interview_qa.jsonl", "data/raw/technical_terms.txt")
-        ]
+        return [ROOT / name for name in (self.claims, self.measured, QUESTIONS, TERMS)]
 
 
 BY_STEM = {

@@ -15,7 +15,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # Tol's muted scheme (2021), for the further runs, of which no figure shows many
 OTHERS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
 FIXED = {"base": "#7F7F7F", "retrieval": "#E69F00", "run A": "#0072B2", "run B": "#009E73", "run C": "#CC79A7"}
-FIXED |= {"run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+FIXED |= {"few-shot base": "#000000", "run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 FIXED |= dict(zip((f"run {name}" for name in ("full", "dora", "rslora", "pissa", "olora")), OTHERS, strict=False))
 FIXED |= dict(zip(("run adalora", "run searched", "run checkpointing", "run qlora"), OTHERS[5:], strict=True))
 

@@ -1,4 +1,4 @@
-"""Which of a question's key points an answer states: a small model over pairs of answer and point, fitted on labelled answers."""
+"""Which of a question's key points an answer states: a small model over pairs of both, fitted on labelled answers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -41,7 +41,8 @@ def pair_signals(items: Sequence[Item], texts: Texts) -> "pd.DataFrame":
                     "best": likeness.max(),
                     "mean": likeness.mean(),
                     "source": (said @ known[source.argmax()]).max(),
-                    "source_words": len(_stems(parts[source.argmax()]) & everything) / max(1, len(_stems(parts[source.argmax()]))),
+                    "source_words": len(_stems(parts[source.argmax()]) & everything)
+                    / max(1, len(_stems(parts[source.argmax()]))),
                     "asked": float(points[p] @ asked),
                     "beyond_asked": likeness.max() - float(points[p] @ asked),
                     "words_best": max(common),

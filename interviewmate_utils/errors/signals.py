@@ -3,6 +3,7 @@
 Each signal is a number per answer; several also name the passages that show it, which a reader then sees highlighted.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,28 @@ _BROKEN = re.compile(
     r"[\ufffd\u4e00-\u9fff\u3040-\u30ff\u0400-\u04ff]|Ã.|â€.?|\\u[0-9a-f]{4}|[a-z]{3,}[.,;:][A-Za-z]{3,}|\w{28,}"
 )
 _EMOJI = re.compile(r"[\U0001F300-\U0001FAFF\u2600-\u27BF]")
+
+
+_NAME = re.compile(r"(?<=[a-z,;:] )[A-Z][A-Za-z-]{2,}")  # a capital within a sentence
+_SOURCE = re.compile(
+    r"\b(?:19|20)\d\d\b|\b(?:papers?|study|studies|studied|researchers|published|according to|introduced by|"
+    r"benchmark|framework|version|"
+    r"standard|developed|proved|theorem|law)\b", re.I
+)  # fmt: skip
+_SLANG = re.compile(
+    r"\b(?:kinda|gonna|wanna|gotta|lol|ouch|yep|nope|ooh|meh|dude|guys?|cute|super|stuff|muppet|honestly|basically|heck|damn|btw|tbh|cause|"
+    r"okay|ok|wow|hey|cool|crazy|journey|tapestry|beacon|soar\w*|breathtaking|visionary|embark\w*|alas)\b", re.I
+)  # fmt: skip
+_HEDGE = re.compile(
+    r"\b(?:may|might|can be|could|often|usually|tends? to|some|various|several|many|certain|appropriate|suitable|relevant)\b"
+)
+_ABSOLUTE = re.compile(
+    r"\b(?:always|never|every|all|only|no|none|must|exactly|guarantee[sd]?|impossible|entirely|completely)\b"
+)
+_POLARITY = {
+    "not": r"\b(?:not|no|never|without|cannot|nothing|none|neither|nor)\b|n't\b", "more": r"\b(?:more|higher|larger|greater|increas\w+|rises?|grows?)\b",
+    "less": r"\b(?:less|lower|smaller|fewer|decreas\w+|falls?|shrinks?|reduc\w+)\b", "before": r"\bbefore\b", "after": r"\bafter\b",
+}  # fmt: skip
 
 
 class Item(NamedTuple):
@@ -131,6 +154,11 @@ def longest_repeat(text: str) -> tuple[int, str]:
     return best
 
 
+def polarity(text: str) -> set[str]:
+    """Which directions a sentence speaks of: not, more, less, before, after."""
+    return {name for name, pattern in _POLARITY.items() if re.search(pattern, text, re.I)}
+
+
 def unfinished(text: str) -> bool:
     """Whether a text breaks off: no final mark, or a last word that wants another one."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -141,60 +169,44 @@ def unfinished(text: str) -> bool:
     return True if words(end) else bool(ENGLISH_STOP_WORDS)
 
 
-def features(items: Sequence[Item], encoder, terms: Sequence[str], questions: Sequence[str]) -> "pd.DataFrame":
-    """Signals of each item, one row each. `terms` are technical terms, `questions` all questions that might be meant.
-
-    Embeds answers, sentences, questions, references and key points, once each.
-    """
-    import numpy as np
+def features(items: Sequence[Item], texts: Texts, terms: Sequence[str], questions: Sequence[str]) -> "pd.DataFrame":
+    """Signals of each item, one row each. `terms` are technical terms, `questions` all questions that might be meant."""
     import pandas as pd
 
-    from ..similarity import embed
-
-    parts = [sentences(item.answer) or [item.answer or "-"] for item in items]
-    flat = [part for one in parts for part in one]
-    vectors = np.split(embed(encoder, flat), np.cumsum([len(one) for one in parts])[:-1])
-    whole = embed(encoder, [item.answer or "-" for item in items])
-    asked, known = embed(encoder, [item.question for item in items]), embed(encoder, [item.reference for item in items])
-    points = np.split(
-        embed(encoder, [point for item in items for point in item.key_points]),
-        np.cumsum([len(item.key_points) for item in items])[:-1],
-    )
-    possible = embed(encoder, list(questions))
+    texts.add(part for item in items for part in (*sentences(item.answer), *sentences(item.reference), *item.key_points))
+    texts.add([*(item.answer.strip() or "-" for item in items), *(item.reference for item in items), *questions])
     pattern = re.compile(
         r"(?<![\w-])(?:" + "|".join(map(re.escape, sorted(terms, key=len, reverse=True))) + r")(?![\w-])", re.I
     )
-    rows = []
-    for i, item in enumerate(items):
-        rows.append(
-            _form(item)
-            | _subject(item, pattern)
-            | _meaning(vectors[i], whole[i], asked[i], known[i], points[i], possible, [*questions].index(item.question))
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_form(item) | _subject(item, pattern) | _meaning(item, texts, questions) for item in items])
 
 
 def _form(item: Item) -> dict[str, float]:
     said, lines = words(item.answer), sentences(item.answer)
-    count = max(1, len(said))
-    marked = [m.group() for m in _MARKUP.finditer(item.answer)]
+    count, text = max(1, len(said)), item.answer
     return {
-        "words": len(said),
-        "log_length_ratio": __import__("math").log((len(said) + 1) / (len(words(item.reference)) + 1)),
-        "unfinished": float(unfinished(item.answer)),
-        "repeated_1": repeated_ngrams(item.answer, 1)[0],
-        "repeated_3": repeated_ngrams(item.answer, 3)[0],
-        "repeated_5": repeated_ngrams(item.answer, 5)[0],
-        "longest_repeat": float(longest_repeat(item.answer)[0]),
-        "doubled": float(len(doubled_words(item.answer))),
-        "insistent": insistent_word(item.answer, item.question)[0],
-        "markup": len(marked) / count * 100,
-        "echo": float(len(_ECHO.findall(item.answer))),
-        "broken": float(len(_BROKEN.findall(item.answer))),
-        "emoji": float(len(_EMOJI.findall(item.answer))),
-        "exclamations": item.answer.count("!") / max(1, len(lines)),
-        "sentence_words": count / max(1, len(lines)),
+        "log_words": math.log1p(len(said)),
+        "too_short": max(0.0, math.log(30 / count)),
+        "too_long": max(0.0, math.log(count / 240)),
+        "log_length_ratio": math.log((len(said) + 1) / (len(words(item.reference)) + 1)),
+        "unfinished": float(unfinished(text)),
+        "repeated_1": repeated_ngrams(text, 1)[0],
+        "repeated_3": repeated_ngrams(text, 3)[0],
+        "repeated_5": repeated_ngrams(text, 5)[0],
+        "longest_repeat": float(longest_repeat(text)[0]),
+        "doubled": float(len(doubled_words(text))),
+        "insistent": insistent_word(text, item.question)[0],
         "openings": 1 - len({tuple(words(line)[:3]) for line in lines}) / max(1, len(lines)),
+        "markup": len(_MARKUP.findall(text)) / count * 100,
+        "echo": float(len(_ECHO.findall(text))),
+        "broken": float(len(_BROKEN.findall(text))),
+        "emoji": float(len(_EMOJI.findall(text))),
+        "exclamations": text.count("!") / max(1, len(lines)),
+        "sentence_words": count / max(1, len(lines)),
+        "small_starts": sum(line[0].islower() for line in lines) / max(1, len(lines)),
+        "slang": len(_SLANG.findall(text)) / count * 100,
+        "addressed": sum(word in ("you", "your", "yourself") for word in said) / count,
+        "first_person": sum(word in ("i", "i'd", "i'm", "i've", "i'll", "my", "we", "we'd", "our") for word in said) / count,
     }
 
 
@@ -203,17 +215,18 @@ def _subject(item: Item, terms: re.Pattern) -> dict[str, float]:
 
     said, text = words(item.answer), item.answer.lower()
     count = max(1, len(said))
-    given = numbers(item.question) | numbers(item.reference) | {n for point in item.key_points for n in numbers(point)}
-    told = numbers(item.answer)
-    here, there = set(content_words(item.answer)), set(content_words(item.reference))
-    asked = set(content_words(item.question))
-    found = {term.lower() for term in terms.findall(item.answer)}
-    meant = {term.lower() for term in terms.findall(item.reference)}
+    given = " ".join((item.question, item.reference, *item.key_points))
+    told, known = numbers(item.answer), numbers(given)
+    here, there, asked = (set(content_words(part)) for part in (item.answer, item.reference, item.question))
+    found, meant = ({term.lower() for term in terms.findall(part)} for part in (item.answer, item.reference))
+    names = {name for name in _NAME.findall(item.answer) if name.lower() not in given.lower() and not terms.fullmatch(name)}
     return {
         "stock": sum(text.count(phrase) for phrase in STOCK) / count * 100,
         "number_density": len(_NUMBER.findall(item.answer)) / count * 100,
-        "strange_numbers": float(len(told - given)),
-        "missing_numbers": len(given - told) / max(1, len(given)),
+        "strange_numbers": float(len(told - known)),
+        "missing_numbers": len(numbers(item.reference) - told) / max(1, len(numbers(item.reference))),
+        "strange_names": float(len(names)),
+        "sources": float(len(_SOURCE.findall(item.answer))),
         "term_density": len(terms.findall(item.answer)) / count * 100,
         "terms_of_reference": len(found & meant) / max(1, len(meant)),
         "strange_terms": len(found - meant) / max(1, len(found)),
@@ -221,33 +234,44 @@ def _subject(item: Item, terms: re.Pattern) -> dict[str, float]:
         "words_of_question": len(here & asked) / max(1, len(asked)),
         "only_question": len(here & asked) / max(1, len(here)),
         "stop_words": sum(word in ENGLISH_STOP_WORDS for word in said) / count,
-        "first_person": sum(word in ("i", "i'd", "i'm", "i've", "my", "we", "we'd", "you") for word in said) / count,
-        "hedges": sum(text.count(h) for h in ("may ", "might", "can be", "could", "often", "usually", "tend", "some "))
-        / count
-        * 100,
+        "hedges": len(_HEDGE.findall(text)) / count * 100,
+        "absolute": len(_ABSOLUTE.findall(text)) / count * 100,
     }
 
 
-def _meaning(
-    parts: "np.ndarray", whole: "np.ndarray", asked: "np.ndarray", known: "np.ndarray", points: "np.ndarray",
-    possible: "np.ndarray", own: int,
-) -> dict[str, float]:  # fmt: skip
+def _meaning(item: Item, texts: Texts, questions: Sequence[str]) -> dict[str, float]:
     import numpy as np
 
-    among = np.triu(parts @ parts.T, 1)
-    pairs = among[np.triu_indices(len(parts), 1)] if len(parts) > 1 else np.zeros(1)
-    best = (points @ parts.T).max(1)
-    others = possible @ whole
+    parts = texts.vectors(lines := sentences(item.answer) or [item.answer.strip() or "-"])
+    whole, asked, known = texts.vectors([item.answer.strip() or "-", item.question, item.reference])
+    source = texts.vectors(sources := sentences(item.reference) or [item.reference])
+    points = texts.vectors(item.key_points)
+    pairs = (parts @ parts.T)[np.triu_indices(len(parts), 1)] if len(parts) > 1 else np.zeros(1)
+    best, support = (points @ parts.T).max(1), parts @ source.T
+    sizes = np.array([len(line.split()) for line in lines], float)
+    nearest = (parts @ points.T).argmax(1)
+    others = texts.vectors(questions) @ whole
+    own = float(whole @ asked)
+    opposed = [
+        polarity(line) ^ polarity(sources[row.argmax()]) for line, row in zip(lines, support, strict=True) if row.max() > 0.55
+    ]
     return {
-        "like_question": float(whole @ asked),
+        "like_question": own,
         "like_reference": float(whole @ known),
-        "question_rank": float(np.log1p((others > others[own] + 1e-6).sum())),
-        "nearer_question": float(others.max() - others[own]),
+        "question_rank": float(np.log1p((others > own + 1e-6).sum())),
+        "nearer_question": float(others.max() - own),
         "point_least": float(best.min()),
         "point_mean": float(best.mean()),
-        "points_below": float((best < 0.5).mean()),
+        "support_mean": float((support.max(1) * sizes).sum() / sizes.sum()),
+        "support_least": float(support.max(1).min()),
+        "unsupported": float(sizes[support.max(1) < 0.4].sum() / sizes.sum()),
+        "source_least": float(support.max(0).min()),
+        "source_mean": float(support.max(0).mean()),
+        "dominant_point": max(sizes[nearest == p].sum() for p in range(len(points))) / sizes.sum(),
+        "opposed": float(sum(map(len, opposed))),
         "redundant_most": float(pairs.max()),
         "redundant_mean": float(pairs.mean()),
-        "last_like_first": float(parts[0] @ parts[-1]) if len(parts) > 1 else 0.0,
         "sentence_to_question_least": float((parts @ asked).min()),
+        "first_to_question": float(parts[0] @ asked),
+        "last_to_question": float(parts[-1] @ asked),
     }

@@ -42,9 +42,7 @@ def verdicts(
     return table
 
 
-def by_group(
-    scores: "pd.DataFrame", base: str, labels: "pd.DataFrame", resamples: int = 999, seed: int = 0
-) -> "pd.DataFrame":
+def by_group(scores: "pd.DataFrame", base: str, labels: "pd.DataFrame", resamples: int = 999, seed: int = 0) -> "pd.DataFrame":
     """Every other system against `base` within each group of items: exploratory, with no verdict below FEWEST items.
 
     `labels` has the rows of `scores` and one column per way of grouping. One row per label, group and system, with `n`,
