@@ -71,7 +71,7 @@ def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label:
 
 
 def group_differences(table: "pd.DataFrame", label: str, axes: "Axes") -> None:
-    """Differences of several systems by group (`stats.by_group`, rows of one `label`): a dot each, its interval if it has one."""
+    """Differences of several systems by group (`stats.by_group`, rows of one `label`): a dot each, with its interval."""
     table = table[table.label == label]
     groups, systems = [*dict.fromkeys(table.group)], [*dict.fromkeys(table.system)]
     for row in table.itertuples():

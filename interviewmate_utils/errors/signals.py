@@ -3,6 +3,7 @@
 Each signal is a number per answer; several also name the passages that show it, which a reader then sees highlighted.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -54,9 +55,12 @@ _ABSOLUTE = re.compile(
     r"\b(?:always|never|every|all|only|no|none|must|exactly|guarantee[sd]?|impossible|entirely|completely)\b"
 )
 _POLARITY = {
-    "not": r"\b(?:not|no|never|without|cannot|nothing|none|neither|nor)\b|n't\b", "more": r"\b(?:more|higher|larger|greater|increas\w+|rises?|grows?)\b",
-    "less": r"\b(?:less|lower|smaller|fewer|decreas\w+|falls?|shrinks?|reduc\w+)\b", "before": r"\bbefore\b", "after": r"\bafter\b",
-}  # fmt: skip
+    "not": r"\b(?:not|no|never|without|cannot|nothing|none|neither|nor)\b|n't\b",
+    "more": r"\b(?:more|higher|larger|greater|increas\w+|rises?|grows?)\b",
+    "less": r"\b(?:less|lower|smaller|fewer|decreas\w+|falls?|shrinks?|reduc\w+)\b",
+    "before": r"\bbefore\b",
+    "after": r"\bafter\b",
+}
 
 
 class Item(NamedTuple):
@@ -92,7 +96,7 @@ class Texts:
     def windows(text: str) -> list[str]:
         """Sentences, and each two that follow each other; the text itself where it has no sentence, '-' for an empty one."""
         parts = sentences(text) or [text.strip() or "-"]
-        return parts + [f"{one} {two}" for one, two in zip(parts, parts[1:], strict=False)]
+        return parts + [f"{one} {two}" for one, two in itertools.pairwise(parts)]
 
 
 def words(text: str) -> list[str]:
