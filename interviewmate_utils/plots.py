@@ -122,7 +122,7 @@ def show_items(table: "pd.DataFrame", title: str) -> Any:
     parts = []
     for number, (_, row) in enumerate(table.iterrows(), 1):
         told = "".join(f"<dt><b>{escape(str(n))}</b></dt><dd>{escape(str(t))}</dd>" for n, t in row.drop(title).items())
-        parts.append(f"<details><summary>{number}. {escape(str(row[title]))}</summary><dl>{told}</dl></details>")
+        parts.append(f"<details class=item><summary>{number}. {escape(str(row[title]))}</summary><dl>{told}</dl></details>")
     return HTML("".join(parts).replace("\n", "<br>"))
 
 
