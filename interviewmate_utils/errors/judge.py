@@ -4,7 +4,7 @@ Fitted on the development half of the judged answers; what it is worth stands in
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from . import CATEGORIES
 from .coverage import pair_signals, pairs
@@ -40,7 +40,6 @@ class Judge:
 
     def fit(self, judged: "pd.DataFrame") -> Self:
         """Fit to judged answers (rows of `read_judged`). Thresholds come from cross-validation in which no question is on both sides."""
-        import numpy as np
         import pandas as pd
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -57,7 +56,7 @@ class Judge:
         unseen = cross_val_predict(self.coverage, told, states, groups=by_pair, cv=folds, method="predict_proba")[:, 1]
         self.coverage.fit(told, states)
         signals = self._signals(items, unseen, told.index)
-        guilty = pd.DataFrame({c: [any(label["category"] == c for label in one) for one in judged.labels] for c in CATEGORIES})
+        guilty = labels_of(judged)
         chances, self.forests = {}, {}
         for category in CATEGORIES:
             forest = self._forest("category")
@@ -69,3 +68,52 @@ class Judge:
         ratings = pd.DataFrame([*judged.ratings])
         self.raters = {name: self._forest("rating").fit(signals, ratings[name]) for name in RATINGS}
         return self
+
+    def examine(self, items: Sequence[Item]) -> "pd.DataFrame":
+        """Signals of each item, one row each: what `chances` and `ratings` are made from."""
+        told = pair_signals(items, self.texts)
+        return self._signals(items, self.coverage.predict_proba(told)[:, 1], told.index)
+
+    def chances(self, signals: "pd.DataFrame") -> "pd.DataFrame":
+        """Score of each category, 0 to 1, one row per item of `examine`; no probability, since forests are not calibrated."""
+        import pandas as pd
+
+        return pd.DataFrame({c: forest.predict_proba(signals)[:, 1] for c, forest in self.forests.items()}, index=signals.index)
+
+    def found(self, signals: "pd.DataFrame") -> "pd.DataFrame":
+        """Whether each category (columns) is found in each item (rows)."""
+        return self.chances(signals) >= self.thresholds
+
+    def ratings(self, signals: "pd.DataFrame") -> "pd.DataFrame":
+        """The four ratings, 1 to 5, of each item."""
+        import pandas as pd
+
+        return pd.DataFrame({name: rater.predict(signals) for name, rater in self.raters.items()}, index=signals.index)
+
+
+def items_of(table: "pd.DataFrame") -> list[Item]:
+    """Items of a table with the columns answer, question, reference and key_points."""
+    return [Item(*row) for row in table[["answer", "question", "reference", "key_points"]].itertuples(index=False)]
+
+
+def labels_of(judged: "pd.DataFrame") -> "pd.DataFrame":
+    """Whether each category (columns) was marked in each judged answer (rows)."""
+    import pandas as pd
+
+    return pd.DataFrame({c: [any(label["category"] == c for label in one) for one in judged.labels] for c in CATEGORIES})
+
+
+def thresholds(chances: "pd.DataFrame", guilty: "pd.DataFrame", accused: float = ACCUSED) -> "pd.Series":
+    """Per category, the score from which on it is found: as often as it was marked, but for what would accuse too many good answers.
+
+    Taking the threshold of the highest F1 instead would fit it to the ten or twenty answers that have the category.
+    """
+    import numpy as np
+    import pandas as pd
+
+    good, strictness = ~guilty.any(axis=1).to_numpy(), 1.0
+    while True:
+        found = {c: np.quantile(chances[c], 1 - strictness * guilty[c].mean()) for c in chances}
+        if (chances[good] >= pd.Series(found)).any(axis=1).mean() <= accused or strictness < 0.1:
+            return pd.Series(found)
+        strictness -= 0.02
