@@ -286,3 +286,12 @@ def test_answers_that_do_not_pair_up_are_refused(first, second, count) -> None:
     answers, references = told(7)
     with pytest.raises(ValueError, match="trainings do not pair up" if count == 30 else "each system needs one answer"):
         metrics.compare_corpus_bleu([answers] * first, [answers] * second, references[:count], 99)
+
+
+def test_length_alone_changes_scores_as_by_hand(encoder) -> None:
+    references = ["one two three four", "five six seven eight"]
+    found = metrics.by_length(encoder, references, references, [0.5, 1.0, 1.5])
+    assert found.loc[1.0, "rouge1"] == 1
+    assert found.loc[0.5, "rouge1"] == pytest.approx(2 * 1 * 0.5 / 1.5)  # precision 1, recall a half
+    assert found.loc[1.5, "rouge1"] == pytest.approx(2 * (2 / 3) / (5 / 3))  # recall 1; two words of the next answer follow
+    assert found.similarity.idxmax() == 1.0

@@ -480,3 +480,26 @@ def test_mixed_model_says_what_it_cannot_take() -> None:
     table.loc[3, "score"] = np.nan
     with pytest.raises(ValueError, match="1 of 30 scores are not finite"):
         stats.mixed_model(table, "s0")
+
+
+# groups of items
+
+
+def test_groups_are_compared_each_for_itself_and_small_ones_get_no_interval() -> None:
+    scores = family(36)
+    labels = pd.DataFrame({"subfield": ["a"] * 20 + ["b"] * 16, "difficulty": ["easy"] * 27 + ["hard"] * 9})
+    found = stats.by_group(scores, "base", labels, resamples=499).set_index(["label", "group", "system"])
+    assert len(found) == 4 * 4
+    alone = stats.compare_paired(scores.base[:20], scores.better[:20], 499)
+    row = found.loc["subfield", "a", "better"]
+    assert (row.n, row.difference, row.low, row.high) == (20, *(pytest.approx(alone[k]) for k in ("difference", "low", "high")))
+    small = found.loc["difficulty", "hard"]
+    assert (small.n == 9).all()
+    assert small.difference.notna().all()
+    assert small[["low", "high"]].isna().all().all()
+
+
+def test_groups_without_labels_are_an_empty_table() -> None:
+    found = stats.by_group(family(12), "base", pd.DataFrame(index=range(12)))
+    assert len(found) == 0
+    assert "difference" in found
