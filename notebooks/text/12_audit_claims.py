@@ -97,7 +97,7 @@ found.judge("5", None, told + f"three looks are {3 * said['save_steps'] / per_ep
 found.show("3", "4", "5")
 
 # %% [markdown]
-# So the run with 302 questions warms up for longer than it says, and could hardly stop early. The enhanced run next.
+# The warm-up is a larger share than stated, and when early stopping can act depends on what patience counts. The enhanced run next.
 
 # %%
 said = found.stated("14")
@@ -110,7 +110,7 @@ growth = 100 * (said["now"] / said["before"] - 1)
 found.judge("16", agrees(growth, said["percent"], 1), f"+{growth:.1f} %")
 said = found.stated("16b")
 told = "; ".join(f"{name} {said['here'][name]:,} and {said['overview'][name]:,}" for name in said["here"])
-found.judge("16b", said["here"] == said["overview"], told)
+found.judge("16b", None, told)
 found.show("14", "16", "16b")
 
 # %% [markdown]
@@ -121,8 +121,9 @@ found.show("14", "16", "16b")
 
 # %%
 said = found.stated("6")
-fifth, fall = 5 * said["final"] - sum(said["by_epoch"]), 100 * (1 - said["by_epoch"][3] / said["by_epoch"][1])
-found.judge("6", False, f"from epoch 2 to 4 it falls by {fall:.0f} %; a mean of 1.17 over five epochs needs {fifth:.2f} in the fifth")
+fifth, fall = 5 * said["final"] - sum(said["by_epoch"]), 100 * (1 - said["by_epoch"][3] / said["by_epoch"][2])
+told = f"from epoch 3 to 4 it falls by {fall:.0f} %; a mean of {said['final']} over five epochs needs {fifth:.2f} in the fifth"
+found.judge("6", 0 < fifth <= said["by_epoch"][3] and fall < 10, told)
 said = found.stated("15")
 better, fall = (100 * (1 - b / a) for a, b in [(said["before"], said["final"]), said["epoch_1"]])
 found.judge("15", agrees(better, said["percent"], 1) and agrees(fall, said["epoch_1_percent"], 0.1), f"{better:.1f} % and {fall:.1f} %")
@@ -143,7 +144,8 @@ n, exact = scores["items"], {run: scores[run]["exact_match"] for run in "ABC"}
 near = {run: round(share * n) for run, share in exact.items()}
 ratios = [scores[name]["rouge2"] / scores[name]["rouge1"] for name in ("base", *"ABC")]
 told = ", ".join(f"{run} {count}/{n} = {count / n:.3f}" for run, count in near.items())
-told += f"; ROUGE-2 is {min(ratios):.0%} to {max(ratios):.0%} of ROUGE-1"
+others = [(scores[run]["rouge2"] - exact[run]) / (scores[run]["rouge1"] - exact[run]) for run in "ABC"]
+told += f"; ROUGE-2 is {min(ratios):.0%} to {max(ratios):.0%} of ROUGE-1, {min(others):.0%} to {max(others):.0%} without exact matches"
 found.judge("7", all(agrees(near[run] / n, exact[run], 0.01) for run in exact), told)
 said = found.stated("8")["percent"]
 ours = {row: {m: 100 * (scores["A"][m] / scores[row][m] - 1) for m in said} for row in ("base", "B")}
@@ -157,7 +159,7 @@ gain = scores["A"]["rougeL"] - scores["base"]["rougeL"]
 effect, half = said["t"]["rougeL"] / n**0.5, distributions.t.ppf(0.975, n - 1) * gain / said["t"]["rougeL"]
 right = np.arange(n) < near["A"]
 largest = right.mean() / stats.standard_error(right)
-fits = agrees(effect, said["d"], 0.01) and agrees(gain - half, said["interval"][0], 0.01) and agrees(gain + half, said["interval"][1], 0.01)
+fits = agrees(effect, said["d"], 0.02) and agrees(gain - half, said["interval"][0], 0.01) and agrees(gain + half, said["interval"][1], 0.01)
 told = f"d = {effect:.2f}; interval {gain - half:.2f} to {gain + half:.2f}; power at d = {said['d']} is {stats.power(n, said['d']):.4f}; "
 told += f"with {right.sum()} of {n} right and a base with none, t of exact match is {largest:.2f}, and less with any of the base"
 found.judge("9", fits and said["t"]["exact_match"] <= largest, told)
@@ -173,7 +175,7 @@ found.show("9")
 trained, total = counted[8, 1]
 frozen = total - trained
 faster, slower = 6 * total / (4 * frozen + 6 * trained), total / frozen
-found.judge("10", False, f"at most {faster:.2f} times as fast a step; an answer takes {slower:.4f} times the operations")
+found.judge("10", None, f"at most {faster:.2f} times as fast a step; an answer takes {slower:.4f} times the operations")
 shares_told = found.stated("11")["percent"]
 found.judge("11", sum(shares_told) == 100, f"sum {sum(shares_told)} %")
 saved = {"all": 1 - (4 * total + 12 * trained) / (16 * frozen), "optimiser's state": 1 - trained / frozen}
@@ -185,7 +187,7 @@ found.show("10", "11", "12", "12b")
 # %% [markdown]
 # ## Local models: size, memory, cost
 #
-# Weights alone take two bytes a parameter at fp16; a process that holds them cannot take less. Energy is power times time.
+# Weights alone take two bytes a parameter at fp16, which weights held in full cannot go below. Energy is power times time.
 
 # %%
 neo = {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "attention_types": [[["global", "local"], 12]]}
@@ -204,8 +206,8 @@ need = [said["bytes"] * said["times"] * billions for billions in said["billions"
 told = f"{need[0]:.1f} and {need[1]:.1f} GB; {said['gb']} GB hold {said['gb'] / said['bytes'] / said['times']:.1f} billion parameters"
 found.judge("18", need[-1] <= said["gb"], told)
 said = found.stated("19")["gb"]
-weights = {name: 2 * sizes[name] / 1e9 for name in said}
-told = ", ".join(f"{name} {size:.1f} GB" for name, size in weights.items())
+weights = {name: 2 * sizes[name] / 2**30 for name in said}
+told = ", ".join(f"{name} {size:.2f} GiB" for name, size in weights.items())
 found.judge("19", all(weights[name] <= said[name] for name in said), f"{told} of weights alone")
 said = found.stated("20")
 told = ", ".join(f"{name} {sizes[name] / 1e6:,.0f} million" for name in said)
@@ -241,7 +243,7 @@ p = distributions.ttest_ind_from_stats(opt_mean, deviations[0], opt_n, bloom_mea
 lower = [said["first_estimates"][name.split(" (")[0]] - mean for name, (mean, _, _) in said["scores"].items()]
 told = f"with t OPT-2.7B {opt_mean} ± {opt_t.ppf(0.975) - opt_mean:.2f}, BLOOM {bloom_mean} ± {bloom_t.ppf(0.975) - bloom_mean:.2f}; Welch p = "
 told += f"{p:.2f} for OPT-2.7B against BLOOM (elsewhere); lower by {', '.join(f'{value:.2f}' for value in lower)}"
-found.judge("22", all(said["lower_by"][0] <= value <= said["lower_by"][1] for value in lower), told)
+found.judge("22", all(said["lower_by"][0] <= round(value) <= said["lower_by"][1] for value in lower), told)
 
 # %%
 best = integrate.quad(lambda x: opt_t.pdf(x) * bloom_t.cdf(x), -40, 60, points=[bloom_mean, opt_mean], limit=200)[0]
@@ -260,8 +262,8 @@ found.show("22", "23", "26")
 said = found.stated("25")
 text = " ".join([*said["words"], *["thing"] * said["ranges"]["technical"][0]]) + ". Yes."
 score = audit.quality_score(text, said, "technical")
-found.judge("25", None, f"{len(text.split())} words without meaning score {score:g} of 10")
-Markdown(f"> {text[:160]} ...\n\nscores **{score:g}** of 10.")
+found.judge("25", None, f"{len(text.split())} words without meaning score {score:g} of 10 in this dimension")
+Markdown(f"> {text[:160]} ...\n\nscores **{score:g}** of 10 in this dimension.")
 
 # %% [markdown]
 # ## Synthetic data, and what makes it easy
@@ -338,7 +340,9 @@ Markdown(f"An answer to a randomly drawn other question scores {ours['random_ans
 # %% [markdown]
 # ## Limits
 #
-# - A claim is judged by what the five documents state. A figure may be right for a reason that none of them gives.
+# - We judge from a list of the claims, not from the full documents: "not stated" means not in that list, and a figure may be right for a
+#   reason that the list does not give.
+# - The reasons were reread for fairness by a second language model, which changed a third of them; no author of the documents was asked.
 # - "Consistent" says that figures fit each other, not that the work was done as described.
 # - The base model's paper (12b) was looked up by the authors of this page, not computed.
 
