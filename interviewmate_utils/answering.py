@@ -105,6 +105,10 @@ def worked_examples(rows: Sequence[dict], count: int, seed: int) -> str:
     """Questions with their answers, `count` of `rows` drawn by `seed`, as they stand before a question put to a base model."""
     import random
 
+    if count > len(rows):
+        raise ValueError(
+            f"{count} worked examples are asked for, but there are {len(rows)} training questions to draw them from"
+        )
     chosen = random.Random(seed).sample(range(len(rows)), count)
     return "".join(PROMPT.format(question=rows[i][QUESTION]) + f" {rows[i][ANSWER]}\n" for i in chosen)
 

@@ -64,58 +64,86 @@ def _numbers(first: Path, second: Path) -> "pd.DataFrame":
     return table.assign(change=table.B - table.A)
 
 
-def _same_questions(tables: "list[pd.DataFrame]", where: str) -> str:
-    """The column that names a question in both tables of scores; NotComparable if they are not the same questions."""
-    key = "id" if all(table.id.notna().all() for table in tables) else "item"
-    sides = [set(table[key]) for table in tables]
-    if sides[0] != sides[1]:
-        only = [sorted(map(str, a - b)) for a, b in (sides, sides[::-1])]
-        told = " and ".join(f"{len(o)} only in {side} ({', '.join(o[:3]) or '-'})" for o, side in zip(only, "AB", strict=True))
-        raise NotComparable(f"{where} judges other questions: {told}. Compare reports with the same test part")
-    return key
+def _scores(folder: Path) -> "pd.DataFrame":
+    """Scores of a report with the text of each question; that, and not its number, says which question it is."""
+    scores, asked = results.read_table("scores", folder), results.read_table("answers", folder).question
+    return scores.assign(question=scores.item.map(asked))
+
+
+def _means(scores: "pd.DataFrame", system: str, score: str) -> "pd.Series":
+    """Per question, the mean over a system's trainings."""
+    import numpy as np
+
+    own = scores[scores.system == system]
+    if (bad := own[~np.isfinite(own[score])]).shape[0]:
+        raise NotComparable(
+            f"{SCORES[score]} of {system} is not finite for {len(bad)} answers, the first to: {bad.question.iloc[0]}"
+        )
+    return own.groupby("question")[score].mean().sort_index()
 
 
 def _verdicts(first: Path, second: Path) -> "pd.DataFrame | None":
     import pandas as pd
     from statsmodels.stats.multitest import multipletests
 
-    if not all((folder / "tables" / "scores.parquet").exists() for folder in (first, second)):
+    there = [(folder / "tables" / "scores.parquet").exists() for folder in (first, second)]
+    if there == [False, False]:
         return None
-    tables = [results.read_table("scores", folder) for folder in (first, second)]
-    key, rows = _same_questions(tables, first.name), []
+    if there != [True, True]:
+        raise NotComparable(f"{first.name}: scored questions only in {'A' if there[0] else 'B'}")
+    tables = [_scores(folder) for folder in (first, second)]
+    asked = [set(table.question) for table in tables]
+    if asked[0] != asked[1]:
+        only = [sorted(a - b) for a, b in (asked, asked[::-1])]
+        told = " and ".join(f"{len(o)} only in {side} ({o[0] if o else '-'})" for o, side in zip(only, "AB", strict=True))
+        raise NotComparable(f"{first.name} judges other questions: {told}. Compare reports with the same test part")
+    rows = []
     for system in [name for name in tables[0].system.unique() if name in set(tables[1].system)]:
-        for score in [name for name in SCORES if all(name in table for table in tables)]:
-            sides = [t[t.system == system].groupby(key)[score].mean().sort_index() for t in tables]
-            if not sides[0].isna().all():  # retrieval has no loss
-                a, b = (-side if score in LOWER_IS_BETTER else side for side in sides)
-                try:
-                    found = stats.compare_paired(a.to_numpy(), b.to_numpy())
-                except ValueError as error:
-                    raise NotComparable(f"{first.name}: {SCORES[score]} of {system}: {error}") from None
-                rows.append({"system": system, "score": SCORES[score], "A": sides[0].mean(), "B": sides[1].mean()} | found)
+        for score in [name for name in SCORES if all(name in t and t[t.system == system][name].notna().any() for t in tables)]:
+            a, b = (_means(table, system, score) for table in tables)
+            sign = -1 if score in LOWER_IS_BETTER else 1
+            try:
+                found = stats.compare_paired(sign * a.to_numpy(), sign * b.to_numpy())
+            except ValueError as error:
+                raise NotComparable(f"{first.name}: {SCORES[score]} of {system}: {error}") from None
+            rows.append({"system": system, "score": SCORES[score], "A": a.mean(), "B": b.mean()} | found)
     if not rows:
-        raise NotComparable(f"{first.name}: no system is in both: {', '.join(tables[0].system.unique())} in A")
-    table = pd.DataFrame(rows)
-    table["p_holm"] = multipletests(table.p, method="holm")[1]
+        raise NotComparable(f"{first.name}: no system is in both; in A: {', '.join(tables[0].system.unique())}")
+    table = pd.DataFrame(rows).assign(p_holm=1.0)
+    differ = table.low.ne(0) | table.high.ne(
+        0
+    )  # what is the same to the last digit is no comparison: it stays out of the family
+    if differ.any():
+        table.loc[differ, "p_holm"] = multipletests(table.p[differ], method="holm")[1]
     table["verdict"] = [stats.verdict(row.difference, row.p_holm, row.clusters) for row in table.itertuples()]
     return table
+
+
+def _reports(path: Path) -> dict[str, Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such report")
+    found = [path] if path.suffix == ".ipynb" else sorted(path.glob("[0-9][0-9]_*.ipynb"))
+    return {report.stem: report for report in found if not report.name.endswith(".failed.ipynb")}
 
 
 def compare(first: Path, second: Path) -> list[Difference]:
     """What differs between two reports or folders of reports, for each notebook that both have.
 
-    Raises NotComparable where nothing is shared, or the same notebook judged other questions; FileNotFoundError.
+    Raises NotComparable where nothing is shared, or where one side lacks scored questions that the other has; FileNotFoundError.
     """
-    sides = []
-    for path in (first, second):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such report")
-        reports = [path] if path.suffix == ".ipynb" else sorted(path.glob("[0-9][0-9]_*.ipynb"))
-        sides.append({report.stem: report for report in reports if not report.name.endswith(".failed.ipynb")})
-    if first.suffix == second.suffix == ".ipynb":
-        sides[1] = {first.stem: second}  # two runs of one notebook may be named apart
+    sides = [_reports(path) for path in (first, second)]
+    single = first.suffix == second.suffix == ".ipynb"
+    if single and all(sides):  # two runs of one notebook may be named apart
+        notebooks = [provenance.read(path).get("notebook") for path in (first, second)]
+        if notebooks[0] != notebooks[1]:
+            raise NotComparable(f"{first} is a run of {notebooks[0]}, {second} of {notebooks[1]}")
+        sides[1] = {first.stem: second}
     if not (shared := [stem for stem in sides[0] if stem in sides[1]]):
-        raise NotComparable(f"{first} and {second} share no report")
+        raise NotComparable(f"{first} and {second} share no report that ran to its end")
+    for side, other, name in ((sides[0], sides[1], "B"), (sides[1], sides[0], "A")):
+        scored = [stem for stem, path in side.items() if (path.with_suffix("") / "tables" / "scores.parquet").exists()]
+        if lost := [stem for stem in scored if stem not in other]:
+            raise NotComparable(f"{lost[0]} scores questions, but {name} has no such report")
     return [_difference(stem, sides[0][stem], sides[1][stem]) for stem in shared]
 
 

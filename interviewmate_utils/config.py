@@ -281,7 +281,7 @@ class EvaluateModels(Parameters):
     stem: ClassVar[str] = "06_evaluate_models"
     model: str
     device: Device
-    runs: list[Name]
+    runs: Annotated[list[Name], Field(min_length=1)]
     seeds: Seeds
     encoder: str
     items: Annotated[int, Field(ge=0)]
@@ -293,7 +293,7 @@ class EvaluateModels(Parameters):
 
     def inputs(self) -> list[Path]:
         trained = [self.weights_of(run, seed) for run in self.runs for seed in self.seeds]
-        return [self.processed, *local_model_files(self.model), *trained, ROOT / JUDGED, ROOT / QUESTIONS]
+        return [self.processed, *local_model_files(self.model), ROOT / JUDGED, ROOT / QUESTIONS, *trained]
 
 
 class Summarise(Parameters):

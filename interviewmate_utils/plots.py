@@ -59,11 +59,24 @@ def save(figure: "Figure", name: str, output: Path) -> None:
     figure.savefig(folder / f"{name}.png")
 
 
+def _either_side(value: float, low: float, high: float) -> list[list[float]]:
+    """Lengths of an interval to the left and right of a value, for `errorbar`; a BCa interval need not hold the mean."""
+    return [[max(0.0, value - low)], [max(0.0, high - value)]] if low == low else [[low], [high]]
+
+
 def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label: str, axes: "Axes") -> None:
     """One dot with its interval per row of `table`, whose index names the systems, best known colour first."""
     for place, (name, row) in enumerate(table.iterrows()):
-        errors = [[row[value] - row[low]], [row[high] - row[value]]]
-        axes.errorbar(row[value], place, xerr=errors, fmt="o", color=colour(str(name)), capsize=4, markersize=8, lw=2)
+        axes.errorbar(
+            row[value],
+            place,
+            xerr=_either_side(row[value], row[low], row[high]),
+            fmt="o",
+            color=colour(str(name)),
+            capsize=4,
+            markersize=8,
+            lw=2,
+        )
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlabel(label)
@@ -76,7 +89,7 @@ def group_differences(table: "pd.DataFrame", label: str, axes: "Axes") -> None:
     groups, systems = [*dict.fromkeys(table.group)], [*dict.fromkeys(table.system)]
     for row in table.itertuples():
         place = groups.index(row.group) + 0.7 * ((systems.index(row.system) + 0.5) / len(systems) - 0.5)
-        axes.errorbar(row.difference, place, xerr=[[row.difference - row.low], [row.high - row.difference]],
+        axes.errorbar(row.difference, place, xerr=_either_side(row.difference, row.low, row.high),
                       fmt="o" if row.low == row.low else "x", color=colour(row.system), capsize=2, markersize=5,
                       label=row.system if row.group == groups[0] else None)  # fmt: skip
     counts = table.drop_duplicates("group").n

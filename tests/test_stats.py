@@ -503,3 +503,59 @@ def test_groups_without_labels_are_an_empty_table() -> None:
     found = stats.by_group(family(12), "base", pd.DataFrame(index=range(12)))
     assert len(found) == 0
     assert "difference" in found
+
+
+def test_mixed_model_of_two_systems_with_one_training_each_is_the_paired_t() -> None:
+    base, other = pair(30, effect=2.0)
+    table = pd.concat(
+        [pd.DataFrame({"system": n, "seed": 0, "item": range(30), "score": s}) for n, s in (("b", base), ("o", other))]
+    )
+    effects, deviations = stats.mixed_model(table, "b")
+    assert effects.loc["o", "difference"] == pytest.approx((other - base).mean())
+    assert effects.loc["o", "standard_error"] == pytest.approx(reference.sem(other - base), rel=1e-3)
+    assert list(deviations.index) == ["item", "rest"]
+
+
+def test_an_untrained_base_has_no_spread_from_training() -> None:
+    rng, items, seeds = np.random.default_rng(3), 40, 3
+    easy = rng.normal(0, 0.05, items)
+    suits = {name: rng.normal(0, 0.03, items) for name in ("base", "run")}
+    rows = [("base", 0, easy + suits["base"] + rng.normal(0, 0.02, items))]
+    rows += [("run", k, 0.1 + easy + suits["run"] + rng.normal(0, 0.04) + rng.normal(0, 0.02, items)) for k in range(seeds)]
+    table = pd.concat([pd.DataFrame({"system": n, "seed": k, "item": range(items), "score": s}) for n, k, s in rows])
+    effects, deviations = stats.mixed_model(table, "base")
+    by_hand = 2 * deviations["item x system"] ** 2 / items + deviations["training"] ** 2 / seeds
+    by_hand += deviations["rest"] ** 2 / (items * seeds) + deviations["rest"] ** 2 / items
+    assert deviations["training"] > 0.005
+    assert effects.loc["run", "standard_error"] == pytest.approx(by_hand**0.5, rel=0.02)
+
+
+def test_clusters_that_each_sum_to_nothing_are_no_difference() -> None:
+    difference = np.tile([0.1, 0.2, -0.3], 12)
+    found = stats.compare_paired(np.zeros(36), difference, clusters=np.repeat(np.arange(12), 3))
+    assert (found["difference"], found["p"], found["p_t"]) == (0, 1, 1)
+
+
+def test_differences_that_hardly_differ_have_a_huge_effect_at_once() -> None:
+    found = stats.compare_paired(np.zeros(46), 0.1 + 1e-9 * np.arange(46))
+    assert found["d_low"] < found["d_z"] < found["d_high"]
+    assert found["d_z"] > 1e5
+
+
+@pytest.mark.parametrize("values", [[], [np.nan, 1.0]])
+def test_a_studentised_interval_needs_finite_scores(values: list) -> None:
+    with pytest.raises(ValueError, match="all finite"):
+        stats.studentised_interval(np.array(values))
+
+
+def test_a_standard_error_needs_two_items() -> None:
+    with pytest.raises(ValueError, match="two independent items, here 1"):
+        stats.standard_error(np.array([1.0, 2.0]), [7, 7])
+
+
+def test_verdicts_know_of_clusters() -> None:
+    scores = family(40)
+    apart, together = stats.verdicts(scores, "base", 999), stats.verdicts(scores, "base", 999, clusters=np.arange(40) // 5)
+    assert (apart.clusters == 40).all()
+    assert (together.clusters == 8).all()
+    assert set(together.verdict) == {"no verdict"}

@@ -3,6 +3,7 @@
 Each module (a folder here) returns one score per item, besides corpus BLEU, so that comparisons can be paired.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -78,7 +79,7 @@ def semantic_similarity(encoder, predictions: Sequence[str], references: Sequenc
 
 
 def by_length(encoder, predictions: Sequence[str], references: Sequence[str], shares: Sequence[float]) -> "pd.DataFrame":
-    """Mean scores when only the first share of each prediction's words is kept; above 1, words of the next prediction follow.
+    """Mean scores when only the first share of each prediction's words is kept; above 1, the next predictions follow.
 
     One row per share, columns as of `score_items`, and similarity: what length alone adds to a score or takes away.
     """
@@ -86,8 +87,7 @@ def by_length(encoder, predictions: Sequence[str], references: Sequence[str], sh
 
     said, rows = [text.split() for text in predictions], {}
     for share in shares:
-        longer = zip(said, [*said[1:], *said[:1]], strict=True)
-        cut = [" ".join((one + other)[: round(share * len(one))]) for one, other in longer]
+        cut = [" ".join(list(itertools.chain(*said[i:], *said[:i]))[: round(share * len(one))]) for i, one in enumerate(said)]
         rows[share] = score_items(cut, references).mean()
         rows[share]["similarity"] = semantic_similarity(encoder, cut, references).mean()
     return pd.DataFrame(rows).T.rename_axis("share of words")

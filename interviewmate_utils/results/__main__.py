@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import compare
+from .. import compare, stats
 
 EXPLAINED = """\
 A and B are folders of reports (reports/PROFILE) or single ones (NAME.ipynb). Times, memory and paths are left out.
@@ -24,13 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         found = compare.compare(chosen.first, chosen.second)
         chosen.output.write_text(compare.page(found, (str(chosen.first), str(chosen.second))), encoding="utf-8")
-    except (compare.NotComparable, OSError) as error:
-        print(f"Not compared: {error}", file=sys.stderr)
+    except Exception as error:  # whatever it was, exit code 1 must mean a worse score and nothing else
+        known = isinstance(error, compare.NotComparable | OSError)
+        print(f"Not compared: {'' if known else f'{type(error).__name__}: '}{error}", file=sys.stderr)
         return 2
-    for line in (lines := compare.sentences(found)):
+    for line in compare.sentences(found):
         print(line)
-    worse = sum("is worse" in line for line in lines)
-    print(f"{worse} worse" if worse else "Nothing got worse beyond chance.", f"Page: {chosen.output}")
+    verdicts = [verdict for one in found if one.verdicts is not None for verdict in one.verdicts.verdict]
+    worse, none = verdicts.count("worse"), verdicts.count(stats.TOO_FEW)
+    told = (
+        f"{worse} of {len(verdicts)} scores got worse." if worse else f"None of {len(verdicts)} scores got worse beyond chance."
+    )
+    print(told, f"{none} have too few questions for a verdict." if none else "", f"Page: {chosen.output}")
     return 1 if worse else 0
 
 

@@ -43,7 +43,7 @@ def verdicts(
 
 
 def by_group(scores: "pd.DataFrame", base: str, labels: "pd.DataFrame", resamples: int = 999, seed: int = 0) -> "pd.DataFrame":
-    """Every other system against `base` within each group of items: exploratory, with no verdict below FEWEST items.
+    """Every other system against `base` within each group of items: exploratory, so without verdicts.
 
     `labels` has the rows of `scores` and one column per way of grouping. One row per label, group and system, with `n`,
     `difference` and its 95 % BCa interval `low`, `high`, which is NaN below FEWEST items.
@@ -52,7 +52,7 @@ def by_group(scores: "pd.DataFrame", base: str, labels: "pd.DataFrame", resample
 
     rows = []
     for label in labels:
-        for group, members in scores.groupby(labels[label], sort=True, observed=True):
+        for group, members in scores.groupby(labels[label].fillna("not stated"), sort=True, observed=True):
             for system in [name for name in scores if name != base]:
                 row = {"label": label, "group": group, "system": system, "n": len(members)}
                 row["difference"] = (members[system] - members[base]).mean()

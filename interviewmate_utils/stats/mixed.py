@@ -31,7 +31,8 @@ def mixed_model(scores: "pd.DataFrame", base: str) -> "tuple[pd.DataFrame, pd.Se
     `scores` has one row per answer, with the columns system, seed, item and score; a training is a system with a seed.
     Returns each system's difference to `base` with its 95 % Wald interval, and the standard deviation of each random part
     (item: questions differ in difficulty; item x system: a system suits some questions; training: seeds; rest). REML, by
-    statsmodels. Where a system has a single seed its training cannot be told from itself, which the intervals then lack.
+    statsmodels. Of a system with a single seed, such as an untrained one, the training cannot be told from the system: it has
+    no such part, and its interval lacks it. Where no system has several, item x system cannot be told from the rest, either.
     """
     import numpy as np
     import pandas as pd
@@ -42,21 +43,19 @@ def mixed_model(scores: "pd.DataFrame", base: str) -> "tuple[pd.DataFrame, pd.Se
         raise ValueError(f"{int((~np.isfinite(table.score)).sum())} of {len(table)} scores are not finite; all must be")
     if base not in set(table.system):
         raise ValueError(f"no scores of '{base}'; there are {', '.join(sorted(set(table.system)))}")
-    table["pair"], table["training"] = table.item.astype(str) + table.system, table.system + table.seed.astype(str)
-    parts = {"item": "0 + C(item)", "item x system": "0 + C(pair)", "training": "0 + C(training)"}
+    table["pair"] = table.item.astype(str) + "/" + table.system
+    table["training"] = table.system + "/" + table.seed.astype(str)
+    table["several"] = (table.groupby("system").seed.transform("nunique") > 1).astype(float)
+    parts = {"item": "0 + C(item)"}
+    if table.several.any():
+        parts |= {"item x system": "0 + C(pair)", "training": "0 + C(training):several"}
     model = MixedLM.from_formula(
         f"score ~ C(system, Treatment('{base}'))", table, groups=np.ones(len(table)), vc_formula=parts, re_formula="0"
     )
     fitted = model.fit(reml=True)
-    intervals = fitted.conf_int()
+    low, high = fitted.conf_int()[0], fitted.conf_int()[1]
+    effects = pd.DataFrame({"difference": fitted.fe_params, "low": low, "high": high, "standard_error": fitted.bse_fe})
     named = {f"C(system, Treatment('{base}'))[T.{name}]": name for name in table.system.unique() if name != base}
-    effects = (
-        pd.DataFrame(
-            {"difference": fitted.fe_params, "low": intervals[0], "high": intervals[1], "standard_error": fitted.bse_fe}
-        )
-        .loc[list(named)]
-        .rename(index=named)
-    )
     deviations = pd.Series(np.sqrt(fitted.vcomp), index=model.exog_vc.names)
     deviations["rest"] = np.sqrt(fitted.scale)
-    return effects, deviations
+    return effects.loc[list(named)].rename(index=named), deviations

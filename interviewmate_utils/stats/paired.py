@@ -57,10 +57,15 @@ def mean_interval(
 
 
 def standard_error(scores: "np.ndarray", clusters: Sequence[Hashable] | None = None) -> float:
-    """Standard error of the mean of scores; robust to what the members of a cluster have in common (Liang and Zeger 1986)."""
+    """Standard error of the mean of scores; robust to what the members of a cluster have in common (Liang and Zeger 1986).
+
+    Raises ValueError with fewer than two clusters.
+    """
     import numpy as np
 
     sums, sizes = sums_by_cluster(np.asarray(scores, float), clusters)
+    if len(sums) < 2:
+        raise ValueError(f"a standard error needs at least two independent items, here {len(sums)}")
     left = sums - sizes * (sums.sum() / sizes.sum())
     return float(np.sqrt((left**2).sum() * len(sums) / (len(sums) - 1)) / sizes.sum())
 
@@ -75,6 +80,8 @@ def studentised_interval(
     import numpy as np
 
     scores = np.asarray(scores, float)
+    if not len(scores) or not np.isfinite(scores).all():
+        raise ValueError("an interval needs scores, all finite")
     sums, sizes = sums_by_cluster(scores, clusters)
     error = standard_error(scores, clusters)
     if not error > 0:
@@ -96,7 +103,10 @@ def noncentrality_interval(t: float, free: float) -> tuple[float, float]:
 
     if not np.isfinite(t):
         return float("nan"), float("nan")
-    width = 5 * np.sqrt(1 + t**2 / (2 * free))  # five standard errors
+    error = np.sqrt(1 + t**2 / (2 * free))
+    if abs(t) > 1_000:  # the series of the distribution no longer converge; differences that hardly differ from each other
+        return float(t - 1.96 * error), float(t + 1.96 * error)
+    width = 5 * error
 
     def below(noncentrality: float) -> float:  # far out the distribution's series fail: there it is 1 or 0
         return float(np.nan_to_num(distributions.nct.cdf(t, free, noncentrality), nan=float(noncentrality < t)))
@@ -142,14 +152,15 @@ def compare_paired(
         )
     difference = (second - first).round(12)  # 0.3 - 0.2 and 0.2 - 0.1 are equal differences
     sums, sizes = sums_by_cluster(difference, clusters)
+    sums = sums.round(12)  # 0.1 + 0.2 - 0.3 is no difference
     if len(sums) < 2:
         raise ValueError(f"a paired comparison needs at least two independent items, here {len(sums)}")
-    mean, free, several = difference.mean(), len(sums) - 1, sizes.max() > 1
+    mean, free, several = sums.sum() / len(difference), len(sums) - 1, sizes.max() > 1
     low, high = mean_interval(difference, resamples, seed, clusters)
     spread = difference.std(ddof=1) if np.ptp(difference) else 0.0
-    error = standard_error(difference, clusters) if spread else 0.0
+    error = standard_error(difference, clusters) if np.ptp(sums / sizes) else 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
-        effect, t = (mean / np.float64(of) if difference.any() else 0.0 for of in (spread, error))
+        effect, t = (mean / np.float64(of) if mean else 0.0 for of in (spread, error))
     half = stats.t.ppf(0.975, free) * error
     d_low, d_high = (ncp * error / spread if spread else float("nan") for ncp in noncentrality_interval(t, free))
     binary = np.isin([first, second], [0, 1]).all()

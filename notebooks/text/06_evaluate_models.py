@@ -151,7 +151,7 @@ for (name, k), told in answers.items():
     table = metrics.score_items(told, references)
     table["answer_words"] = [len(text.split()) for text in told]
     sizes = [len(tokenizer(" " + text)["input_ids"]) for text in told]
-    table["at_limit"] = [float((name, k) in losses and size >= params.max_new_tokens) for size in sizes]
+    table["at_limit"] = [float(name != "retrieval" and size >= params.max_new_tokens) for size in sizes]
     if (name, k) in losses:
         table["reference_loss_nats"] = [total / count for total, count in losses[name, k]]
     ids = list(test["id"]) if "id" in test.column_names else None
@@ -260,7 +260,7 @@ fig, axes = plt.subplots(1, max(1, len(labels)), figsize=(13, 4.5), squeeze=Fals
 for ax, label in zip(axes[0], labels, strict=False):
     plots.group_differences(groups, label, ax)
 fig.supxlabel("difference to the base in ROUGE-L F1 (95 % BCa interval)")
-fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(run_names) or 1)
+fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(run_names))
 plots.save(fig, "groups", params.output)
 
 # %% [markdown]
@@ -298,4 +298,4 @@ numbers |= {f"{n.replace(' ', '_')}_perplexity_score": value for n, value in per
 numbers |= {f"{n.replace(' ', '_')}_p": verdicts.p_holm[n] for n in run_names}
 numbers |= {f"{n.replace(' ', '_')}_d": verdicts.d_z[n] for n in run_names}
 numbers |= {"items_count": len(test), "random_answer_rouge_l_score": chance}
-print("Saved", results.write_results(params, numbers, headline="\n".join(sentences)).relative_to(ROOT))
+print("Saved", results.write_results(params, numbers, headline="\n".join([*sentences, *lines])).relative_to(ROOT))
