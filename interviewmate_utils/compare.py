@@ -129,7 +129,7 @@ def _reports(path: Path) -> dict[str, Path]:
 def compare(first: Path, second: Path) -> list[Difference]:
     """What differs between two reports or folders of reports, for each notebook that both have.
 
-    Raises NotComparable where nothing is shared, or where one side lacks scored questions that the other has; FileNotFoundError.
+    Raises NotComparable where nothing is shared, or one side lacks scored questions that the other has; FileNotFoundError.
     """
     sides = [_reports(path) for path in (first, second)]
     single = first.suffix == second.suffix == ".ipynb"

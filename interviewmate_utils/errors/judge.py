@@ -39,7 +39,7 @@ class Judge:
         return table.assign(covered=by_item.mean(), covered_least=by_item.min(), covered_most=by_item.max())
 
     def fit(self, judged: "pd.DataFrame") -> Self:
-        """Fit to judged answers (rows of `read_judged`); thresholds come from cross-validation, no question being on both sides."""
+        """Fit to judged answers (rows of `read_judged`); thresholds come from cross-validation by question."""
         import pandas as pd
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -104,7 +104,7 @@ def labels_of(judged: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def thresholds(chances: "pd.DataFrame", guilty: "pd.DataFrame", accused: float = ACCUSED) -> "pd.Series":
-    """Per category, the score from which on it is found: as often as it was marked, or less where that accuses too many good answers.
+    """Per category, the score from which on it is found: as often as it was marked, or less often, to spare good answers.
 
     Taking the threshold of the highest F1 instead would fit it to the ten or twenty answers that have the category.
     """
