@@ -65,7 +65,7 @@ def zero_effort(items: Sequence[Item], categories: Sequence[str]) -> "pd.DataFra
 
 
 def encoder_chances(texts: Texts, train: Sequence[Item], marked: "pd.DataFrame", items: Sequence[Item]) -> "pd.DataFrame":
-    """Chances of each category by logistic regression on sentence embeddings: of the answer, and times question and reference."""
+    """Chances of each category by logistic regression on embeddings of the answer, and its products with question and reference."""
     import numpy as np
     import pandas as pd
     from sklearn.linear_model import LogisticRegression

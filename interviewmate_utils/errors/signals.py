@@ -279,3 +279,43 @@ def _meaning(item: Item, texts: Texts, questions: Sequence[str]) -> dict[str, fl
         "first_to_question": float(parts[0] @ asked),
         "last_to_question": float(parts[-1] @ asked),
     }
+
+
+def evidence(category: str, item: Item, texts: Texts, most: int = 3) -> list[str]:
+    """Passages of an answer, verbatim, that speak for a category; none where the answer as a whole does, or what it lacks."""
+    import numpy as np
+
+    lines = sentences(item.answer) or [item.answer.strip()]
+    if category == "repetitive":
+        size, _ = longest_repeat(item.answer)
+        again = [line for i, line in enumerate(lines) if line in lines[:i]] or doubled_words(item.answer)
+        again = again or [word for share, word in [insistent_word(item.answer, item.question)] if share]
+        return again[:most] or ([passage(item.answer, size)] if size else [])
+    if category == "format":
+        found = [
+            m.group().strip() for pattern in (_ECHO, _BROKEN, _MARKUP, _EMOJI, _SLANG) for m in pattern.finditer(item.answer)
+        ]
+        return [text for text in dict.fromkeys(found) if text][:most]
+    if category == "incomplete":
+        return [lines[-1][-80:]] if unfinished(item.answer) else []
+    if category == "generic":
+        return [m.group() for p in STOCK for m in re.finditer(re.escape(p), item.answer, re.I)][:most]
+    if category == "off-topic":
+        order = np.argsort(texts.vectors(lines) @ texts.vectors([item.question])[0])
+        return [lines[i] for i in order[: min(most, len(lines))]]
+    if category in ("hallucination", "technical error"):
+        support = texts.vectors(lines) @ texts.vectors(sentences(item.reference) or [item.reference]).T
+        return [lines[i] for i in np.argsort(support.max(1))[: min(2, len(lines))]]
+    return []
+
+
+def passage(text: str, size: int) -> str:
+    """The first passage of `size` words that comes again later, as it stands in the text."""
+    spots = list(_WORD.finditer(text))
+    seen: dict[tuple, int] = {}
+    for i in range(len(spots) - size + 1):
+        gram = tuple(spot.group().lower() for spot in spots[i : i + size])
+        if gram in seen:
+            return text[spots[seen[gram]].start() : spots[seen[gram] + size - 1].end()]
+        seen.setdefault(gram, i)
+    return ""
