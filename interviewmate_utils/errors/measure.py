@@ -64,16 +64,29 @@ def zero_effort(items: Sequence[Item], categories: Sequence[str]) -> "pd.DataFra
     return pd.DataFrame(rows, columns=[*categories])
 
 
-def encoder_chances(texts: Texts, train: Sequence[Item], marked: "pd.DataFrame", items: Sequence[Item]) -> "pd.DataFrame":
-    """Chances of each category by logistic regression on embeddings of the answer, and its products with question and reference."""
+def encoder_found(texts: Texts, train: "pd.DataFrame", judged: "pd.DataFrame") -> "pd.DataFrame":
+    """What logistic regression on embeddings finds: of the answer, and of its products with question and reference.
+
+    Fitted to the judged answers `train`; its thresholds are chosen as those of `Judge`, by cross-validation.
+    """
     import numpy as np
     import pandas as pd
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    def rows(of: Sequence[Item]) -> "np.ndarray":
-        said, asked, known = (texts.vectors([t.strip() or "-" for t in part]) for part in list(zip(*of, strict=True))[:3])
+    from .judge import FOLDS, labels_of, thresholds
+
+    def rows(of: "pd.DataFrame") -> "np.ndarray":
+        said, asked, known = (
+            texts.vectors([t.strip() or "-" for t in of[name]]) for name in ("answer", "question", "reference")
+        )
         return np.hstack([said, said * asked, said * known])
 
-    x, new = rows(train), rows(items)
-    options = {"C": 10.0, "class_weight": "balanced", "max_iter": 2000}
-    return pd.DataFrame({c: LogisticRegression(**options).fit(x, marked[c]).predict_proba(new)[:, 1] for c in marked})
+    x, marked, chances, unseen = rows(train), labels_of(train), {}, {}
+    for category in marked:
+        model, folds = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000), GroupKFold(FOLDS)
+        unseen[category] = cross_val_predict(
+            model, x, marked[category], groups=train.question_id, cv=folds, method="predict_proba"
+        )[:, 1]
+        chances[category] = model.fit(x, marked[category]).predict_proba(rows(judged))[:, 1]
+    return pd.DataFrame(chances) >= thresholds(pd.DataFrame(unseen), marked)

@@ -77,3 +77,46 @@ found["encoder"] = measure.encoder_found(texts, halves["development"], test)
 detected = {n: measure.detection(marked["test"], f, test.question_id, params.resamples, params.seed) for n, f in found.items()}
 table = pd.concat({name: part[["value", "low", "high"]] for name, part in detected.items()}, axis=1)
 table.round(2)
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 4.2))
+for k, (name, part) in enumerate(detected.items()):
+    places = np.arange(len(part)) + 0.25 * (k - 1)
+    ax.errorbar(part.value, places, xerr=[part.value - part.low, part.high - part.value], fmt="o", color=plots.PALETTE[k], label=name, capsize=2)
+ax.set_yticks(range(len(part)), part.index)
+ax.set(xlabel="F1 on the test half (of `good, accused`: share), 95 % interval", xlim=(0, 1), ylim=(len(part) - 0.5, -0.5))
+ax.legend(loc="lower right")
+plots.save(fig, "detection", params.output)
+
+# %% [markdown]
+# What is taken for what: rows are the main error that was marked, columns all that was found; each row is a share of its answers.
+
+# %%
+confused = found["ours"].assign(none=~found["ours"].any(axis=1)).groupby(test.primary.fillna("none")).mean()
+confused = confused.reindex(index=[*errors.CATEGORIES, "none"], columns=[*errors.CATEGORIES, "none"])
+fig, ax = plt.subplots(figsize=(8, 4.5))
+sns.heatmap(confused, annot=True, fmt=".2f", cmap="cividis", vmin=0, vmax=1, cbar_kws={"label": "share of the row's answers"}, ax=ax)
+ax.set(xlabel="found", ylabel="marked as the main error")
+plots.save(fig, "confusion", params.output)
+
+# %% [markdown]
+# The same detectors on 100 real outputs of the embedded base and run A, which are almost all bad in the same few ways: categories that
+# hardly any of them has say nothing here.
+
+# %%
+real = halves["model"]
+measure.detection(marked["model"], judging.found(seen["model"]), real.question_id, params.resamples, params.seed).round(2)
+
+# %% [markdown]
+# ## The systems
+#
+# What the detectors find in the test answers of `06_evaluate_models`: the share of questions, a run's mean over its seeds, with its 95 % interval
+# over questions. These are shares found, not shares there: the table above says how far the two go together.
+
+# %%
+told = results.read_table("answers", params.sibling(EvaluateModels.stem))
+known = data.load_parts(params.processed)["test"].to_pandas().set_index(data.QUESTION)
+long = told.melt(["question", "reference"], var_name="who", value_name="answer")
+long[["system", "seed"]] = long.who.str.split(", seed ", expand=True).reindex(columns=[0, 1])
+long["key_points"] = long.question.map(known.key_points)
+flags = judging.found(judging.examine(judge.items_of(long)))
