@@ -78,7 +78,7 @@ lab: setup  ## open JupyterLab
 
 publish: setup  ## copy the report's table and figures to reports/published/ and the README
 	@$(PY) -m interviewmate_utils.publish $(PROFILE)
-	@$(VENV)/bin/jupyter nbconvert --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/12_audit_claims.ipynb
+	@PYTHONWARNINGS=ignore $(VENV)/bin/jupyter nbconvert --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/12_audit_claims.ipynb
 
 wheelhouse: setup  ## fill wheelhouse/ for set-ups without a network: WHEELHOUSE=wheelhouse make report
 	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test,slurm,bench]' 'setuptools>=77' | $(SHORT) && rm -f wheelhouse/interviewmate_utils-*.whl

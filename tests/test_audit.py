@@ -13,19 +13,20 @@ import yaml
 from interviewmate_utils import audit, config
 
 NOTEBOOK = config.NOTEBOOKS / "12_audit_claims.ipynb"
+RENEW = "PYTHONWARNINGS=ignore .venv/bin/jupyter nbconvert --execute --inplace notebooks/12_audit_claims.ipynb"
 CLAIMS = config.ROOT / "data/raw/published_claims.yaml"
 
 
 def strictly(notebook) -> subprocess.CompletedProcess:
     """`pytest --nbval`: executes a notebook and compares every output with the one it holds."""
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-o", "addopts=", "-p", "no:cacheprovider", str(notebook)]
-    return subprocess.run(command, cwd=notebook.parent, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, cwd=config.NOTEBOOKS, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_committed_outputs_are_those_of_the_code() -> None:
     done = strictly(NOTEBOOK)
     assert done.returncode == 0, (
-        f"run: .venv/bin/jupyter nbconvert --execute --inplace notebooks/{NOTEBOOK.name}\n{done.stdout[-3000:]}"
+        f"run: {RENEW}\n{done.stdout[-3000:]}"
     )
 
 

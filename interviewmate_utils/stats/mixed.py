@@ -38,7 +38,7 @@ def mixed_model(scores: "pd.DataFrame", base: str) -> "tuple[pd.DataFrame, pd.Se
     import pandas as pd
     from statsmodels.regression.mixed_linear_model import MixedLM
 
-    table = scores[["system", "seed", "item", "score"]].copy()
+    table = scores[["system", "seed", "item", "score"]].reset_index(drop=True)
     if not np.isfinite(table.score).all():
         raise ValueError(f"{int((~np.isfinite(table.score)).sum())} of {len(table)} scores are not finite; all must be")
     if base not in set(table.system):

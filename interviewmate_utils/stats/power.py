@@ -10,9 +10,11 @@ def power(n: float, d_z: float, alpha: float = 0.05) -> float:
 
 def smallest_detectable_effect(n: float, alpha: float = 0.05, power: float = 0.8) -> float:
     """Smallest d_z that a paired two-sided t-test on `n` items finds with the given power: 0.42 at n = 46."""
+    import numpy as np
     from statsmodels.stats.power import TTestPower
 
-    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power, alternative="two-sided"))
+    found = TTestPower().solve_power(nobs=n, alpha=alpha, power=power, alternative="two-sided")
+    return float(np.asarray(found).item())  # statsmodels gives an array of one where its first solver fails
 
 
 def items_needed(d_z: float, alpha: float = 0.05, power: float = 0.8) -> int:
