@@ -25,9 +25,7 @@ def strictly(notebook) -> subprocess.CompletedProcess:
 
 def test_committed_outputs_are_those_of_the_code() -> None:
     done = strictly(NOTEBOOK)
-    assert done.returncode == 0, (
-        f"run: {RENEW}\n{done.stdout[-3000:]}"
-    )
+    assert done.returncode == 0, f"run: {RENEW}\n{done.stdout[-3000:]}"
 
 
 def test_an_edited_output_is_noticed(tmp_path) -> None:
