@@ -69,7 +69,9 @@ found.judge("1", (total, words) == (said["parameters"], said["vocabulary"]), f"{
 said, ours = found.stated("2"), {name: counted[rank, 1][0] for name, rank in [("A", 8), ("B", 4), ("C", 2)]}
 other = 32 * 4 * 8 * (4096 + 4096)
 told = ", ".join(f"{run} {count:,}" for run, count in ours.items())
-found.judge("2", ours["A"] == said["A"], f"{told}; A is {shares[8, 1]:.4f} %. r = 8 on 32 layers of four 4,096 x 4,096: {other:,}")
+found.judge(
+    "2", ours["A"] == said["A"], f"{told}; A is {shares[8, 1]:.4f} %. r = 8 on 32 layers of four 4,096 x 4,096: {other:,}"
+)
 said = found.stated("13")
 fits = agrees(shares[16, 4], said["before_percent"], 1e-4) and agrees(shares[8, 4], said["now_percent"], 1e-4)
 found.judge("13", fits, f"{counted[16, 4][0]:,} ({shares[16, 4]:.4f} %) and {counted[8, 4][0]:,} ({shares[8, 4]:.4f} %)")
@@ -103,7 +105,9 @@ found.show("3", "4", "5")
 said = found.stated("14")
 steps = training.schedule(said["examples"], said["epochs"], said["batch"])["total_steps"]
 speeds = [count / (60 * said["minutes"]) for count in (said["epochs"] * said["examples"], said["steps"])]
-fits = steps == said["steps"] and agrees(speeds[0], said["samples_per_s"], 1e-3) and agrees(speeds[1], said["steps_per_s"], 1e-3)
+fits = (
+    steps == said["steps"] and agrees(speeds[0], said["samples_per_s"], 1e-3) and agrees(speeds[1], said["steps_per_s"], 1e-3)
+)
 found.judge("14", fits, f"{steps} steps, {speeds[0]:.3f} samples/s, {speeds[1]:.4f} steps/s")
 said = found.stated("16")
 growth = 100 * (said["now"] / said["before"] - 1)
@@ -126,7 +130,9 @@ told = f"from epoch 3 to 4 it falls by {fall:.0f} %; a mean of {said['final']} o
 found.judge("6", 0 < fifth <= said["by_epoch"][3] and fall < 10, told)
 said = found.stated("15")
 better, fall = (100 * (1 - b / a) for a, b in [(said["before"], said["final"]), said["epoch_1"]])
-found.judge("15", agrees(better, said["percent"], 1) and agrees(fall, said["epoch_1_percent"], 0.1), f"{better:.1f} % and {fall:.1f} %")
+found.judge(
+    "15", agrees(better, said["percent"], 1) and agrees(fall, said["epoch_1_percent"], 0.1), f"{better:.1f} % and {fall:.1f} %"
+)
 said = found.stated("17")
 first, (highest, lowest) = 2 * said["final"] - sum(said["epoch_2"]) / 2, said["epoch_1"]
 found.judge("17", lowest <= first <= highest, f"a mean of {said['final']} over both epochs needs {first:.2f} in the first")
@@ -145,7 +151,8 @@ near = {run: round(share * n) for run, share in exact.items()}
 ratios = [scores[name]["rouge2"] / scores[name]["rouge1"] for name in ("base", *"ABC")]
 told = ", ".join(f"{run} {count}/{n} = {count / n:.3f}" for run, count in near.items())
 others = [(scores[run]["rouge2"] - exact[run]) / (scores[run]["rouge1"] - exact[run]) for run in "ABC"]
-told += f"; ROUGE-2 is {min(ratios):.0%} to {max(ratios):.0%} of ROUGE-1, {min(others):.0%} to {max(others):.0%} without exact matches"
+shares_of = " and ".join(f"{min(of):.0%} to {max(of):.0%}" for of in (ratios, others))
+told += f"; ROUGE-2 is {shares_of} of ROUGE-1, with and without exact matches"
 found.judge("7", all(agrees(near[run] / n, exact[run], 0.01) for run in exact), told)
 said = found.stated("8")["percent"]
 ours = {row: {m: 100 * (scores["A"][m] / scores[row][m] - 1) for m in said} for row in ("base", "B")}
@@ -159,9 +166,15 @@ gain = scores["A"]["rougeL"] - scores["base"]["rougeL"]
 effect, half = said["t"]["rougeL"] / n**0.5, distributions.t.ppf(0.975, n - 1) * gain / said["t"]["rougeL"]
 right = np.arange(n) < near["A"]
 largest = right.mean() / stats.standard_error(right)
-fits = agrees(effect, said["d"], 0.02) and agrees(gain - half, said["interval"][0], 0.01) and agrees(gain + half, said["interval"][1], 0.01)
-told = f"d = {effect:.2f}; interval {gain - half:.2f} to {gain + half:.2f}; power at d = {said['d']} is {stats.power(n, said['d']):.4f}; "
-told += f"with {right.sum()} of {n} right and a base with none, t of exact match is {largest:.2f}, and less with any of the base"
+fits = (
+    agrees(effect, said["d"], 0.02)
+    and agrees(gain - half, said["interval"][0], 0.01)
+    and agrees(gain + half, said["interval"][1], 0.01)
+)
+told = f"d = {effect:.2f}; interval {gain - half:.2f} to {gain + half:.2f}; power {stats.power(n, said['d']):.4f}; "
+told += (
+    f"with {right.sum()} of {n} right and a base with none, t of exact match is {largest:.2f}, and less with any of the base"
+)
 found.judge("9", fits and said["t"]["exact_match"] <= largest, told)
 found.show("9")
 
@@ -192,7 +205,13 @@ found.show("10", "11", "12", "12b")
 # %%
 neo = {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "attention_types": [[["global", "local"], 12]]}
 opt = {"hidden_size": 2560, "num_hidden_layers": 32, "ffn_dim": 10240, "num_attention_heads": 32, "word_embed_proj_dim": 2560}
-tiny = {"hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 5632}
+tiny = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "intermediate_size": 5632,
+}
 shapes = {"DialoGPT-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16), "GPT-Neo-1.3B": GPTNeoConfig(**neo)}
 shapes |= {"OPT-2.7B": OPTConfig(**opt), "TinyLlama-1.1B": LlamaConfig(**tiny)}
 shapes["BLOOM-560M"] = BloomConfig(hidden_size=1024, n_layer=24, n_head=16)
@@ -203,7 +222,8 @@ pd.Series(sizes, name="parameters").map("{:,}".format).to_frame()
 # %%
 said = found.stated("18")
 need = [said["bytes"] * said["times"] * billions for billions in said["billions"]]
-told = f"{need[0]:.1f} and {need[1]:.1f} GB; {said['gb']} GB hold {said['gb'] / said['bytes'] / said['times']:.1f} billion parameters"
+most = said["gb"] / said["bytes"] / said["times"]
+told = f"{need[0]:.1f} and {need[1]:.1f} GB; {said['gb']} GB hold {most:.1f} billion parameters"
 found.judge("18", need[-1] <= said["gb"], told)
 said = found.stated("19")["gb"]
 weights = {name: 2 * sizes[name] / 2**30 for name in said}
@@ -220,7 +240,8 @@ costs = [said["watts"] * ms / 1000 / 3.6e6 * said["usd_per_kwh"] for ms in said[
 saved = [100 * (1 - cost / said["api_usd"]) for cost in costs]
 daily = said["usd_a_year"] / (said["api_usd"] - costs[0]) / 365
 fits = agrees(costs[0], said["usd"], 1e-7) and all(agrees(a, b, 0.1) for a, b in zip(saved, said["percent"], strict=True))
-told = f"{costs[0]:.7f} $; savings {', '.join(f'{share:.1f} %' for share in saved)}; {said['usd_a_year']} $ need {daily:,.0f} requests a day"
+told = f"{costs[0]:.7f} $; savings {', '.join(f'{share:.1f}' for share in saved)} %; "
+told += f"{said['usd_a_year']} $ a year need {daily:,.0f} requests a day"
 found.judge("21", fits, told)
 said = found.stated("24")
 hourly = sorted(3.6e6 / ms for ms in said["ms"])
@@ -237,12 +258,18 @@ found.show("21", "24")
 # %%
 said = found.stated("22")
 (opt_mean, opt_half, opt_n), (bloom_mean, bloom_half, bloom_n) = (said["scores"][k] for k in ("OPT-2.7B", "BLOOM (elsewhere)"))
-opt_t, bloom_t = distributions.t(opt_n - 1, opt_mean, opt_half / 1.96), distributions.t(bloom_n - 1, bloom_mean, bloom_half / 1.96)
+opt_t, bloom_t = (
+    distributions.t(opt_n - 1, opt_mean, opt_half / 1.96),
+    distributions.t(bloom_n - 1, bloom_mean, bloom_half / 1.96),
+)
 deviations = [half / 1.96 * count**0.5 for half, count in ((opt_half, opt_n), (bloom_half, bloom_n))]
-p = distributions.ttest_ind_from_stats(opt_mean, deviations[0], opt_n, bloom_mean, deviations[1], bloom_n, equal_var=False).pvalue
+p = distributions.ttest_ind_from_stats(
+    opt_mean, deviations[0], opt_n, bloom_mean, deviations[1], bloom_n, equal_var=False
+).pvalue
 lower = [said["first_estimates"][name.split(" (")[0]] - mean for name, (mean, _, _) in said["scores"].items()]
-told = f"with t OPT-2.7B {opt_mean} ± {opt_t.ppf(0.975) - opt_mean:.2f}, BLOOM {bloom_mean} ± {bloom_t.ppf(0.975) - bloom_mean:.2f}; Welch p = "
-told += f"{p:.2f} for OPT-2.7B against BLOOM (elsewhere); lower by {', '.join(f'{value:.2f}' for value in lower)}"
+halves = [law.ppf(0.975) - law.mean() for law in (opt_t, bloom_t)]
+told = f"with t OPT-2.7B {opt_mean} ± {halves[0]:.2f}, BLOOM (elsewhere) {bloom_mean} ± {halves[1]:.2f}, Welch p = {p:.2f}; "
+told += f"lower by {', '.join(f'{value:.2f}' for value in lower)}"
 found.judge("22", all(said["lower_by"][0] <= round(value) <= said["lower_by"][1] for value in lower), told)
 
 # %%
@@ -272,9 +299,14 @@ Markdown(f"> {text[:160]} ...\n\nscores **{score:g}** of 10 in this dimension.")
 # random split says how few templates there are, not how well anything is understood.
 
 # %%
-kinds = {"technical": ["Explain how {} works.", "What are the limits of {}?"], "system": ["Design a service for {}.", "How would you scale {}?"]}
+kinds = {
+    "technical": ["Explain how {} works.", "What are the limits of {}?"],
+    "system": ["Design a service for {}.", "How would you scale {}?"],
+}
 kinds["behavioural"] = ["Tell me about a time you used {}.", "How did you convince others of {}?"]
-accuracy = audit.accuracy_by_split(kinds, [f"{claim['document']} {number}" for number, claim in found.claims.items()], params.seed)
+accuracy = audit.accuracy_by_split(
+    kinds, [f"{claim['document']} {number}" for number, claim in found.claims.items()], params.seed
+)
 told = ", ".join(f"{name} {share:.2f}" for name, share in accuracy.items())
 found.judge("27", None, f"{told} (accuracy on a toy of ours with six templates and three classes)")
 found.show("25", "27")
@@ -293,7 +325,10 @@ train, test = words[words.sentence % 10 < 7], words[words.sentence % 10 >= 7]
 usual = train.groupby("word").label.agg(lambda labels: labels.value_counts().index[0])
 tags = {"the usual tag of each word": test.word.map(usual).fillna("O"), "no entity anywhere": pd.Series("O", test.index)}
 scored = pd.DataFrame({name: audit.score_tags(test, told, found.stated("28")["length"]) for name, told in tags.items()}).T
-told = [f"{n}: {row['tokens and padding']:.3f} of tokens and padding, {row['whole entities']:.3f} of entities" for n, row in scored.iterrows()]
+told = [
+    f"{n}: {row['tokens and padding']:.3f} of tokens and padding, {row['whole entities']:.3f} of entities"
+    for n, row in scored.iterrows()
+]
 found.judge("28", None, f"{'; '.join(told)} (F1; our answers, technical terms)")
 scored.round(3)
 
@@ -307,7 +342,8 @@ said = found.stated("29")
 found.judge("29", None, f"{said['requests_per_s'] * said['ms'] / 1000:.0f} requests at work at any time")
 said = found.stated("30")
 documents, down = said["requests_per_s"] * 86_400 / 1e6, 365 * 24 * 60 * (1 - said["uptime_percent"] / 100)
-found.judge("30", None, f"{documents:,.0f} million a day at {said['requests_per_s']:,} requests/s; the uptime allows {down:.0f} minutes a year of downtime")
+told = f"{documents:,.0f} million a day; {said['uptime_percent']} % allow {down:.0f} minutes a year of downtime"
+found.judge("30", None, told)
 found.show("28", "29", "30")
 
 # %% [markdown]

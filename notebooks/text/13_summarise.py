@@ -148,9 +148,9 @@ for name, epochs in {"best epoch": trained.best_epoch_epochs, "within 1 % after"
 gains = losses.validation_loss.agg(lambda loss: loss.iloc[-2] - loss.iloc[-1])
 best["last gain"] = gains.groupby("run").mean()
 spreads = pd.DataFrame({run: stats.spread(loss) for run, loss in by_run.loss_after_nats}).T.drop(columns="n")
-best.join(spreads.rename(columns={"mean": "loss"})).style.format("{:.3f}").format("{}", subset=["best epoch", "within 1 % after"]).format(
-    "{:g}", subset=["last epoch"]
-)
+best.join(spreads.rename(columns={"mean": "loss"})).style.format("{:.3f}").format(
+    "{}", subset=["best epoch", "within 1 % after"]
+).format("{:g}", subset=["last epoch"])
 
 # %% [markdown]
 # ## What it cost
