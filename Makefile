@@ -21,7 +21,7 @@ WHERE := $(if $(filter local,$(EXECUTOR)),--cores all --quiet rules progress hos
 SERVED := $(if $(filter local,$(EXECUTOR)),$(PY) -m interviewmate_utils.warm serve)
 export PROFILE Q
 .DEFAULT_GOAL := help
-.PHONY: help setup report test search bench ask lab site publish wheelhouse lock clean
+.PHONY: help setup report test search bench simulate ask lab site publish wheelhouse lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +67,9 @@ bench: setup  ## measure speed and memory: start-up, a full-size Falcon, a milli
 	@$(PY) tests/bench_falcon.py
 	@$(PY) tests/bench_prepare_data.py
 
+simulate: setup  ## how often the verdicts err: 5,000 simulations (about ten minutes)
+	@$(PY) tests/simulate_stats.py
+
 ask: setup  ## answer a question: make ask Q="What is overfitting?"
 	@$(PY) -m interviewmate_utils.interview
 
@@ -75,6 +78,7 @@ lab: setup  ## open JupyterLab
 
 publish: setup  ## copy the report's table and figures to reports/published/ and the README
 	@$(PY) -m interviewmate_utils.publish $(PROFILE)
+	@PYTHONWARNINGS=ignore $(VENV)/bin/jupyter nbconvert --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/12_audit_claims.ipynb
 
 wheelhouse: setup  ## fill wheelhouse/ for set-ups without a network: WHEELHOUSE=wheelhouse make report
 	@$(PIP) wheel -w wheelhouse -c requirements.lock '.[test,slurm,bench]' 'setuptools>=77' | $(SHORT) && rm -f wheelhouse/interviewmate_utils-*.whl

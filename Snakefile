@@ -53,7 +53,8 @@ def made_of(stem, run=None):
     here, they would join the inputs once there is a corpus, and that change would train everything again.
     """
     read = [] if stem in ("04_train_lora", "05_search_hyperparameters") else resolved(stem, run).inputs()
-    tracked = [p for p in read if p.is_relative_to(ROOT / "data") and "processed" not in p.parts]
+    kept = [p for p in read if p.is_relative_to(ROOT / "data") or p.is_relative_to(ROOT / "reports/published")]
+    tracked = [p for p in kept if "processed" not in p.parts]
     found = [file for path in tracked for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     found += provenance.modules_used(Path(f"notebooks/{stem}.ipynb"))
     return [str(p.relative_to(ROOT)) for p in found] + ["requirements.lock"]
@@ -65,7 +66,7 @@ def prepared(corpus):
 
 
 REPORTS = [f"{OUT}/{stem}.ipynb" for stem in ("01_prepare_data", "02_build_embedded_model")]
-REPORTS += [f"{OUT}/{stem}.ipynb" for stem in ("05_search_hyperparameters", "06_evaluate_models", "13_summarise")]
+REPORTS += [f"{OUT}/{stem}.ipynb" for stem in ("05_search_hyperparameters", "06_evaluate_models", "12_audit_claims", "13_summarise")]
 REPORTS += [prepared(path.stem) for path in sorted(Path("notebooks/params/corpora").glob("*.yaml"))]
 REPORTS += [f"{OUT}/04_train_lora_{run}.ipynb" for run in RUNS]
 
@@ -196,6 +197,20 @@ rule evaluate_models:
     output:
         update(f"{OUT}/06_evaluate_models.ipynb"),
     threads: THREADS
+    shell:
+        RUN_COMMAND
+
+
+rule audit_claims:
+    input:
+        made_of("12_audit_claims"),
+        notebook="notebooks/12_audit_claims.ipynb",
+    params:
+        files=files("12_audit_claims"),
+        values=str(resolved("12_audit_claims")),
+    output:
+        update(f"{OUT}/12_audit_claims.ipynb"),
+    threads: SMALL_THREADS
     shell:
         RUN_COMMAND
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .data import IGNORED, PROMPT, collate
+from .data import ANSWER, IGNORED, PROMPT, QUESTION, collate
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +101,18 @@ def _generate(
     return answers
 
 
+def worked_examples(rows: Sequence[dict], count: int, seed: int) -> str:
+    """Questions with their answers, `count` of `rows` drawn by `seed`, as they stand before a question put to a base model."""
+    import random
+
+    if count > len(rows):
+        raise ValueError(
+            f"{count} worked examples are asked for, but there are {len(rows)} training questions to draw them from"
+        )
+    chosen = random.Random(seed).sample(range(len(rows)), count)
+    return "".join(PROMPT.format(question=rows[i][QUESTION]) + f" {rows[i][ANSWER]}\n" for i in chosen)
+
+
 def generate_answers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -109,10 +121,12 @@ def generate_answers(
     batch_size: int,
     repetition_penalty: float = 1.0,
     report: Callable[[str], None] = print,
+    examples: str = "",
 ) -> list[str]:
     """Greedy answers in the order of `questions`; batches of similar length share one KV cache, which ended answers leave.
 
-    An answer ends at the end-of-text token, at `max_new_tokens`, or where the model starts a question of its own.
+    `examples` stand before every question (few-shot; see `worked_examples`). An answer ends at the end-of-text token,
+    at `max_new_tokens`, or where the model starts a question of its own.
     """
     import torch
 
@@ -121,7 +135,7 @@ def generate_answers(
     answers = [""] * len(questions)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        prompts = [PROMPT.format(question=questions[i]) for i in chosen]
+        prompts = [examples + PROMPT.format(question=questions[i]) for i in chosen]
         batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
         options = _options(tokenizer, batch["input_ids"].shape[1], max_new_tokens, repetition_penalty)
         with torch.inference_mode():

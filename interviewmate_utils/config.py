@@ -25,6 +25,7 @@ CAVEAT = (
     "A model this small shows the method, not a coach: it was pretrained on docstrings, has a few million parameters, and "
     "its answers are often wrong. No number here is Falcon-RW-1B's."
 )  # goes wherever a result of the embedded model is shown
+QUESTIONS, JUDGED, TERMS = "data/raw/interview_qa.jsonl", "data/raw/judged_answers.jsonl", "data/raw/technical_terms.txt"
 TRIAL_RECORD = "data/models/trial_recipe/training.json"  # what the tracked weights are compared with
 
 TRAINED = "trained"  # in the folder of a training run: its weights
@@ -280,10 +281,11 @@ class EvaluateModels(Parameters):
     stem: ClassVar[str] = "06_evaluate_models"
     model: str
     device: Device
-    runs: list[Name]
+    runs: Annotated[list[Name], Field(min_length=1)]
     seeds: Seeds
     encoder: str
     items: Annotated[int, Field(ge=0)]
+    shots: Annotated[int, Field(ge=0, le=16)]
     max_new_tokens: Count
     batch_size: Count
     repetition_penalty: Annotated[float, Field(ge=1, le=2)]
@@ -291,7 +293,7 @@ class EvaluateModels(Parameters):
 
     def inputs(self) -> list[Path]:
         trained = [self.weights_of(run, seed) for run in self.runs for seed in self.seeds]
-        return [self.processed, *local_model_files(self.model), *trained]
+        return [self.processed, *local_model_files(self.model), ROOT / JUDGED, ROOT / QUESTIONS, *trained]
 
 
 class Summarise(Parameters):
@@ -308,8 +310,18 @@ class Summarise(Parameters):
         return [self.sibling(stem) / "results.json" for stem in stems] + tables
 
 
+class AuditClaims(Parameters):
+    stem: ClassVar[str] = "12_audit_claims"
+    claims: Annotated[str, Field(min_length=1)]
+    measured: Annotated[str, Field(min_length=1)]
+
+    def inputs(self) -> list[Path]:
+        return [ROOT / name for name in (self.claims, self.measured, QUESTIONS, TERMS)]
+
+
 BY_STEM = {
-    cls.stem: cls for cls in (PrepareData, BuildEmbeddedModel, TrainLora, SearchHyperparameters, EvaluateModels, Summarise)
+    cls.stem: cls
+    for cls in (PrepareData, BuildEmbeddedModel, TrainLora, SearchHyperparameters, EvaluateModels, AuditClaims, Summarise)
 }
 
 

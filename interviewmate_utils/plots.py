@@ -15,7 +15,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # Tol's muted scheme (2021), for the further runs, of which no figure shows many
 OTHERS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
 FIXED = {"base": "#7F7F7F", "retrieval": "#E69F00", "run A": "#0072B2", "run B": "#009E73", "run C": "#CC79A7"}
-FIXED |= {"run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+FIXED |= {"few-shot base": "#000000", "run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 FIXED |= dict(zip((f"run {name}" for name in ("full", "dora", "rslora", "pissa", "olora")), OTHERS, strict=False))
 FIXED |= dict(zip(("run adalora", "run searched", "run checkpointing", "run qlora"), OTHERS[5:], strict=True))
 
@@ -59,14 +59,43 @@ def save(figure: "Figure", name: str, output: Path) -> None:
     figure.savefig(folder / f"{name}.png")
 
 
+def _either_side(value: float, low: float, high: float) -> list[list[float]]:
+    """Lengths of an interval to the left and right of a value, for `errorbar`; a BCa interval need not hold the mean."""
+    return [[max(0.0, value - low)], [max(0.0, high - value)]] if low == low else [[low], [high]]
+
+
 def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label: str, axes: "Axes") -> None:
     """One dot with its interval per row of `table`, whose index names the systems, best known colour first."""
     for place, (name, row) in enumerate(table.iterrows()):
-        errors = [[row[value] - row[low]], [row[high] - row[value]]]
-        axes.errorbar(row[value], place, xerr=errors, fmt="o", color=colour(str(name)), capsize=4, markersize=8, lw=2)
+        axes.errorbar(
+            row[value],
+            place,
+            xerr=_either_side(row[value], row[low], row[high]),
+            fmt="o",
+            color=colour(str(name)),
+            capsize=4,
+            markersize=8,
+            lw=2,
+        )
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
+
+
+def group_differences(table: "pd.DataFrame", label: str, axes: "Axes") -> None:
+    """Differences of several systems by group (`stats.by_group`, rows of one `label`): a dot each, with its interval."""
+    table = table[table.label == label]
+    groups, systems = [*dict.fromkeys(table.group)], [*dict.fromkeys(table.system)]
+    for row in table.itertuples():
+        place = groups.index(row.group) + 0.7 * ((systems.index(row.system) + 0.5) / len(systems) - 0.5)
+        axes.errorbar(row.difference, place, xerr=_either_side(row.difference, row.low, row.high),
+                      fmt="o" if row.low == row.low else "x", color=colour(row.system), capsize=2, markersize=5,
+                      label=row.system if row.group == groups[0] else None)  # fmt: skip
+    counts = table.drop_duplicates("group").n
+    axes.set_yticks(range(len(groups)), [f"{group} ({count})" for group, count in zip(groups, counts, strict=True)])
+    axes.set(ylim=(len(groups) - 0.5, -0.5), title=label.replace("_", " "))
+    axes.axvline(0, color=colour("base"), ls="--")
     axes.grid(axis="y", visible=False)
 
 
@@ -97,6 +126,17 @@ def tried(
         axes.annotate(" ".join(f"{one:g}" for one in third), (x, y), (7, 3), textcoords="offset points")
     look = {"vmin": limits[0], "vmax": limits[1], "cmap": "cividis", "edgecolors": "black", "zorder": 3}
     return axes.scatter(*places, c=table[value].astype(float), marker=marker, s=80, **look)
+
+
+def show_items(table: "pd.DataFrame", title: str) -> Any:
+    """Every row of texts folded away under its `title` column, to be opened for reading; texts are escaped."""
+    from IPython.display import HTML
+
+    parts = []
+    for number, (_, row) in enumerate(table.iterrows(), 1):
+        told = "".join(f"<dt><b>{escape(str(n))}</b></dt><dd>{escape(str(t))}</dd>" for n, t in row.drop(title).items())
+        parts.append(f"<details class=item><summary>{number}. {escape(str(row[title]))}</summary><dl>{told}</dl></details>")
+    return HTML("".join(parts).replace("\n", "<br>"))
 
 
 def show_texts(table: "pd.DataFrame", columns: Sequence[str]) -> Any:

@@ -44,14 +44,17 @@ def _modules_named(source: str) -> list[str]:
 
 
 def modules_used(notebook: Path) -> list[Path]:
-    """Files of this package that a notebook imports, directly or through each other; found by reading, not importing."""
+    """Files of this package that a notebook imports, directly or through each other; found by reading, not importing.
+
+    A folder counts as a whole, but for its command line (`__main__.py`), which nothing imports.
+    """
     queue, found = [c["source"] for c in read_cells(notebook) if c["cell_type"] == "code"], set()
     while queue:
         for name in _modules_named(queue.pop()):
             base = PACKAGE / name.split(".")[0]
             files = [base.with_suffix(".py")] if base.with_suffix(".py").exists() else sorted(base.rglob("*.py"))
             for path in files:
-                if path not in found:
+                if path not in found and path.name != "__main__.py":
                     found.add(path)
                     queue.append(path.read_text(encoding="utf-8"))
     return sorted(found)

@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Profile '{profile}' has no summary yet. Run: make report PROFILE={profile}", file=sys.stderr)
         return 2
     for made_from in sorted(report.parent.glob("[0-9]*.ipynb")):
-        if not made_from.name.endswith(".failed.ipynb") and (reasons := provenance.changes_since(made_from)):
+        if made_from.name.endswith(".failed.ipynb") or made_from.stem == config.AuditClaims.stem:
+            continue  # the audit reads what was published: it is behind after every publication, and nothing of it is published
+        if reasons := provenance.changes_since(made_from):
             print(f"Not published: {made_from.name} is out of date ({'; '.join(reasons)}). Run: make report", file=sys.stderr)
             return 1
     PUBLISHED.mkdir(parents=True, exist_ok=True)

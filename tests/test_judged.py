@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 from conftest import at_fault, foreign_data, read_raw, sequences
 
+from interviewmate_utils import errors
 from interviewmate_utils.config import ROOT
 
 ROWS = read_raw("judged_answers.jsonl")
@@ -34,6 +35,19 @@ def test_the_guideline_names_eight_categories_of_three_subtypes() -> None:
         "off-topic": 3,
         "format": 3,
     }
+
+
+def test_the_package_names_the_categories_of_the_guideline() -> None:
+    assert {name: list(subtypes) for name, subtypes in errors.CATEGORIES.items()} == CATEGORIES
+    assert set(errors.OF_FORM) < set(CATEGORIES)
+
+
+def test_judged_answers_are_read_with_their_question() -> None:
+    table = errors.read_judged()
+    assert list(table.id) == [row["id"] for row in ROWS]
+    for row in table.itertuples():
+        asked = QUESTIONS[row.question_id]
+        assert (row.question, row.reference, row.key_points) == (asked["question"], asked["answer"], asked["key_points"])
 
 
 def test_counts() -> None:

@@ -219,3 +219,81 @@ def test_the_child_would_notice_the_network() -> None:
     code = CHILD.replace("from interviewmate_utils import metrics", "socket.create_connection(('localhost', 9))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "the network was asked for" in done.stderr
+
+
+WORDS = re.findall(r"\w+", "the model learns a weight from each row and then we test it on new data before it ships to users")
+
+
+def told(seed: int, count: int = 30, keep: float = 0.7) -> tuple[list[str], list[str]]:
+    """Answers that keep most words of their references, and the references."""
+    rng = np.random.default_rng(seed)
+    references = [" ".join(rng.permutation(WORDS)) for _ in range(count)]
+    return [" ".join(w if rng.random() < keep else rng.choice(WORDS) for w in text.split()) for text in references], references
+
+
+def test_corpus_bleu_is_compared_as_by_sacrebleu() -> None:
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+
+    _, references = told(0)
+    rng = np.random.default_rng(9)
+    first, second = ([" ".join(w for w in t.split() if rng.random() < keep) for t in references] for keep in (0.8, 0.83))
+    found = metrics.compare_corpus_bleu([first], [second], references, resamples=2999)
+    test = PairedTest([("a", first), ("b", second)], {"bleu": BLEU()}, [references], test_type="ar", n_samples=3000)
+    theirs = next(value for name, value in test()[1].items() if name != "System")
+    assert (found["first"], found["second"]) == pytest.approx((theirs[0].score / 100, theirs[1].score / 100))
+    assert 0.02 < theirs[1].p_value < 0.98
+    assert found["p"] == pytest.approx(theirs[1].p_value, abs=0.04)  # Monte Carlo errors of both, 0.009 each
+
+
+def test_randomisation_equals_enumeration_with_all_trainings_of_an_item_together() -> None:
+    import itertools
+
+    _, references = told(1, 8)
+    rng = np.random.default_rng(2)
+    first, second = (
+        [[" ".join(w for w in t.split() if rng.random() < k) for t in references] for _ in range(2)] for k in (0.80, 0.84)
+    )
+    found = metrics.compare_corpus_bleu(first, second, references, resamples=4999)
+
+    def difference(swaps) -> float:
+        sides = [[[b if s else a for a, b, s in zip(*pair, swaps, strict=True)] for pair in zip(*order, strict=True)]
+                 for order in ((first, second), (second, first))]  # fmt: skip
+        means = [np.mean([sacrebleu.corpus_bleu(told, [references]).score / 100 for told in side]) for side in sides]
+        return means[1] - means[0]
+
+    null = np.array([difference(swaps) for swaps in itertools.product((0, 1), repeat=8)])
+    assert found["difference"] == pytest.approx(null[0])
+    expected = (abs(null) >= abs(null[0]) - 1e-12).mean()
+    assert 0.05 < expected < 0.9, "trainings that changed sides one by one would give another p"
+    assert found["p"] == pytest.approx(expected, abs=0.03)  # four standard errors
+
+
+def test_one_training_meets_each_of_several() -> None:
+    answers, references = told(3)
+    others = [told(seed)[0] for seed in (4, 5)]
+    assert metrics.compare_corpus_bleu([answers], others, references, 99) == metrics.compare_corpus_bleu(
+        [answers, answers], others, references, 99
+    )
+
+
+def test_the_same_answers_have_no_different_bleu() -> None:
+    answers, references = told(6)
+    found = metrics.compare_corpus_bleu([answers], [answers], references, 99)
+    assert (found["difference"], found["p"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("first", "second", "count"), [(1, 1, 0), (1, 1, 5), (2, 3, 30)])
+def test_answers_that_do_not_pair_up_are_refused(first, second, count) -> None:
+    answers, references = told(7)
+    with pytest.raises(ValueError, match="trainings do not pair up" if count == 30 else "each system needs one answer"):
+        metrics.compare_corpus_bleu([answers] * first, [answers] * second, references[:count], 99)
+
+
+def test_length_alone_changes_scores_as_by_hand(encoder) -> None:
+    references = ["one two three four", "five six seven eight"]
+    found = metrics.by_length(encoder, references, references, [0.5, 1.0, 1.5])
+    assert found.loc[1.0, "rouge1"] == 1
+    assert found.loc[0.5, "rouge1"] == pytest.approx(2 * 1 * 0.5 / 1.5)  # precision 1, recall a half
+    assert found.loc[1.5, "rouge1"] == pytest.approx(2 * (2 / 3) / (5 / 3))  # recall 1; two words of the next answer follow
+    assert found.similarity.idxmax() == 1.0

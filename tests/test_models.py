@@ -54,6 +54,17 @@ def answers(model, tokenizer, questions=QUESTIONS, max_new_tokens=24, batch_size
     return answering.generate_answers(model, tokenizer, questions, max_new_tokens, batch_size, penalty, report=lambda _: None)
 
 
+def test_worked_examples_stand_before_every_question_as_a_conversation_would(model, tokenizer, rows) -> None:
+    examples = answering.worked_examples(rows, 2, seed=3)
+    assert examples == answering.worked_examples(rows, 2, seed=3) != answering.worked_examples(rows, 2, seed=4)
+    assert examples.count("Question: ") == examples.count("\nAnswer: ") == 2
+    assert sum(row["answer"] in examples for row in rows) == 2
+    assert answering.worked_examples(rows, 0, seed=3) == ""
+    shown = answering.generate_answers(model, tokenizer, QUESTIONS, 12, 8, report=lambda _: None, examples=examples)
+    spelt = [(examples + f"Question: {question}").removeprefix("Question: ") for question in QUESTIONS]
+    assert shown == answers(model, tokenizer, spelt, 12) != answers(model, tokenizer, QUESTIONS, 12)
+
+
 # --- errors for people
 
 

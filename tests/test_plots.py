@@ -15,7 +15,7 @@ import pytest
 
 from interviewmate_utils import config, plots
 
-SYSTEMS = ("base", "retrieval", "run A", "run B", "run C", "run enhanced")
+SYSTEMS = ("base", "few-shot base", "retrieval", "run A", "run B", "run C", "run enhanced")
 RUNS = ("run searched", *(f"run {file.stem}" for file in sorted((config.NOTEBOOKS / "params" / "runs").glob("*.yaml"))))
 PARTS = ("train", "validation", "test")
 MEANS = pd.DataFrame({"mean": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.2, 0.25]}, index=["base", "run A"])
@@ -152,3 +152,31 @@ def test_column_names_are_texts_too() -> None:
     html = plots.show_texts(pd.DataFrame({"<script>": ["x"]}), ["<script>"]).data
     assert Cells(html).cells == ["<script>", "x"]
     assert "<script>" not in html
+
+
+def test_items_are_folded_away_and_escaped() -> None:
+    table = pd.DataFrame({"question": ["Is 1 < 2?", "Why?"], "run A": ["<script>alert(1)</script>\nyes", "so"]})
+    shown = plots.show_items(table, "question").data
+    assert shown.count("<details") == 2
+    assert "1. Is 1 &lt; 2?" in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;<br>yes" in shown
+    assert "<script" not in shown
+
+
+def test_groups_are_drawn_with_their_counts_and_without_an_interval_where_there_is_none() -> None:
+    table = pd.DataFrame({
+        "label": "subfield", "group": ["a", "a", "b", "b"], "system": ["run A", "run B"] * 2, "n": [20, 20, 5, 5],
+        "difference": [0.1, 0.2, 0.0, -0.1], "low": [0.05, 0.1, None, None], "high": [0.2, 0.3, None, None],
+    })  # fmt: skip
+    table[["low", "high"]] = table[["low", "high"]].astype(float)
+    _, axes = plt.subplots()
+    plots.group_differences(table, "subfield", axes)
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a (20)", "b (5)"]
+    assert axes.get_legend_handles_labels()[1] == ["run A", "run B"]
+    dots = [line for line in axes.lines if line.get_marker() in ("o", "x") and len(line.get_xdata()) == 1]
+    assert sorted((float(dot.get_xdata()[0]), dot.get_marker()) for dot in dots) == [
+        (-0.1, "x"),
+        (0.0, "x"),
+        (0.1, "o"),
+        (0.2, "o"),
+    ]

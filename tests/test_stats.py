@@ -75,7 +75,19 @@ def test_effect_size_by_hand() -> None:
 def test_no_difference() -> None:
     scores, _ = pair()
     found = stats.compare_paired(scores, scores)
-    assert found == {"difference": 0, "low": 0, "high": 0, "t_low": 0, "t_high": 0, "p": 1.0, "d_z": 0, "n": 46}
+    expected = {
+        "difference": 0,
+        "low": 0,
+        "high": 0,
+        "t_low": 0,
+        "t_high": 0,
+        "p": 1.0,
+        "p_t": 1.0,
+        "p_rank": 1.0,
+        "d_z": 0,
+        "n": 46,
+    }
+    assert {name: found[name] for name in expected} == expected
     table = stats.verdicts(pd.DataFrame({"base": scores, "copy": scores}), "base")
     assert table.verdict.tolist() == ["not distinguishable"]
 
@@ -253,12 +265,10 @@ def test_verdicts_of_a_family() -> None:
 
 
 def test_holm_can_take_a_verdict_away() -> None:
-    # p = 2 / 64 alone is under 5 %; as one of four comparisons it is not
-    base = np.linspace(0.1, 0.6, 6)
-    noise = np.array([0.01, -0.01, 0.02, -0.02, 0.01, -0.01])
-    scores = pd.DataFrame(
-        {"base": base, "up": base + np.linspace(0.1, 0.2, 6)} | {f"n{i}": base + noise * i for i in (1, 2, 3)}
-    )
+    base = np.linspace(0.1, 0.6, 12)
+    noise = np.array([0.01, -0.01, 0.02, -0.02, 0.01, -0.01] * 2)
+    up = base + np.array([0.1, 0.2, 0.15, 0.1, -0.1, 0.2, 0.1, -0.1, 0.15, 0.1, 0.05, -0.05])
+    scores = pd.DataFrame({"base": base, "up": up} | {f"n{i}": base + noise * i for i in (1, 2, 3)})
     assert stats.verdicts(scores[["base", "up"]], "base").verdict["up"] == "better"
     row = stats.verdicts(scores, "base").loc["up"]
     assert row.p < 0.05 < row.p_holm
@@ -290,3 +300,262 @@ def test_sentence_says_everything(name: str) -> None:
     assert "unadjusted 95 % interval" in text
     assert ("p <= " in text) == (row.p == row.p_floor), "a p at the floor of the resampling is a bound"
     assert not re.search(r"nan|inf\b", text)
+
+
+def test_paired_t_test_and_wilcoxon_equal_scipy() -> None:
+    first, second = pair()
+    found = stats.compare_paired(first, second)
+    assert found["p_t"] == pytest.approx(reference.ttest_rel(second, first).pvalue)
+    assert found["rank_test"] == "Wilcoxon"
+    assert found["p_rank"] == pytest.approx(reference.wilcoxon((second - first).round(12), zero_method="pratt").pvalue)
+
+
+def test_right_or_wrong_is_compared_by_mcnemar() -> None:
+    first, second = np.repeat([1, 1, 0, 0], [20, 2, 9, 15]), np.repeat([1, 0, 1, 0], [20, 2, 9, 15])
+    found = stats.compare_paired(first, second)
+    assert found["rank_test"] == "McNemar"
+    assert found["p_rank"] == pytest.approx(reference.binomtest(2, 11).pvalue)  # of 11 that changed, two got worse
+    assert stats.compare_paired(first, first)["p_rank"] == 1.0
+
+
+def test_interval_of_the_effect_size_equals_the_published_one() -> None:
+    """Cumming and Finch 2001 and MBESS: t = 2.5 with 24 degrees of freedom (d = 0.5, n = 25) has d from 0.080 to 0.912."""
+    scores = np.random.default_rng(0).standard_normal(25)
+    scores = (scores - scores.mean()) / scores.std(ddof=1) + 0.5
+    found = stats.compare_paired(np.zeros(25), scores)
+    assert found["d_z"] == pytest.approx(0.5)
+    for bound, chance in ((found["d_low"], 0.975), (found["d_high"], 0.025)):
+        assert reference.nct.cdf(2.5, 24, bound * 5) == pytest.approx(chance, abs=1e-6)
+
+
+@pytest.mark.parametrize("true", [0.0, 0.42, 1.2])
+def test_effect_sizes_interval_covers_it(true: float) -> None:
+    samples = np.random.default_rng(5).standard_normal((400, 46)) + true
+    found = [stats.compare_paired(np.zeros(46), sample, resamples=99) for sample in samples]
+    inside = [row["d_low"] <= true <= row["d_high"] for row in found]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)  # three Monte Carlo errors
+
+
+def test_items_alone_in_their_clusters_change_nothing() -> None:
+    first, second = pair()
+    plain, alone = stats.compare_paired(first, second), stats.compare_paired(first, second, clusters=range(46))
+    assert {k: v for k, v in alone.items() if k not in ("low", "high")} == pytest.approx(
+        {k: v for k, v in plain.items() if k not in ("low", "high")}
+    )
+    width = plain["high"] - plain["low"]
+    assert (alone["low"], alone["high"]) == pytest.approx((plain["low"], plain["high"]), abs=0.05 * width)
+
+
+def test_an_item_said_twice_is_no_more_evidence() -> None:
+    """Each item twice over, as a cluster of two: everything but n is as of single items."""
+    first, second = pair()
+    plain = stats.compare_paired(first, second, seed=1)
+    twice = stats.compare_paired(np.repeat(first, 2), np.repeat(second, 2), seed=1, clusters=np.repeat(np.arange(46), 2))
+    for name in ("difference", "t_low", "t_high", "p_t"):
+        assert twice[name] == pytest.approx(plain[name]), name
+    assert twice["p"] == pytest.approx(plain["p"], abs=0.02)
+    assert (twice["n"], twice["clusters"]) == (92, 46)
+    assert twice["n_effective"] == pytest.approx(46, rel=0.02)
+    assert np.isnan(twice["p_rank"])
+    blind = stats.compare_paired(np.repeat(first, 2), np.repeat(second, 2))
+    assert blind["t_high"] - blind["t_low"] < 0.75 * (plain["t_high"] - plain["t_low"])
+
+
+def test_cluster_robust_error_equals_statsmodels() -> None:
+    from statsmodels.regression.linear_model import OLS
+
+    rng = np.random.default_rng(2)
+    clusters = np.sort(rng.integers(0, 17, 60))
+    difference = rng.standard_normal(60) + rng.standard_normal(17)[clusters]
+    found = stats.compare_paired(np.zeros(60), difference, clusters=clusters)
+    fitted = OLS(difference, np.ones(60)).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}, use_t=True
+    )
+    count = len(set(clusters))
+    assert stats.standard_error(difference, clusters) == pytest.approx(fitted.bse[0] * (count / (count - 1)) ** 0.5)
+    half = reference.t.ppf(0.975, count - 1) * stats.standard_error(difference, clusters)
+    assert (found["t_low"], found["t_high"]) == pytest.approx((difference.mean() - half, difference.mean() + half))
+
+
+def test_clusters_must_name_each_item() -> None:
+    with pytest.raises(ValueError, match="3 clusters are named for 46 items"):
+        stats.compare_paired(*pair(), clusters=[1, 2, 3])
+    with pytest.raises(ValueError, match="two independent items, here 1"):
+        stats.compare_paired(*pair(), clusters=["one"] * 46)
+
+
+def test_studentised_interval_equals_its_definition() -> None:
+    scores = np.random.default_rng(0).gamma(2, size=12)
+    low, high = stats.studentised_interval(scores, 5_000, 4)
+    drawn = scores[np.random.default_rng(4).integers(12, size=(5_000, 12))]
+    t = reference.ttest_1samp(drawn, scores.mean(), axis=1).statistic
+    expected = scores.mean() - np.quantile(t, [0.975, 0.025]) * scores.std(ddof=1) / 12**0.5
+    assert (low, high) == pytest.approx(tuple(expected))
+    assert high - scores.mean() > scores.mean() - low  # skewed to the right: more room above
+    assert stats.studentised_interval(np.full(9, 0.25)) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("count", [2, 9, 10])
+def test_few_items_get_no_verdict(count: int) -> None:
+    scores = pd.DataFrame({"base": np.zeros(count), "far": np.linspace(5, 6, count)})
+    row = stats.verdicts(scores, "base").loc["far"]
+    assert (row.verdict == "no verdict") == (count < 10)
+    assert ("takes 10 independent items" in stats.sentence("far", "base", "ROUGE-L", row)) == (count < 10)
+
+
+def test_scores_that_are_not_finite_are_named() -> None:
+    first, second = pair()
+    second[7] = np.nan
+    with pytest.raises(ValueError, match="1 of 46 paired scores are not finite, the first at position 7"):
+        stats.compare_paired(first, second)
+
+
+def test_power_and_numbers_of_items_fit_each_other() -> None:
+    assert stats.power(46, 0.4223) == pytest.approx(0.8, abs=1e-3)
+    assert stats.items_needed(0.5) == 34
+    for d_z in (0.2, 0.42, 1.0):
+        n = stats.items_needed(d_z)
+        assert stats.power(n, d_z) >= 0.8 > stats.power(n - 1, d_z)
+        assert stats.smallest_detectable_effect(n) <= d_z
+    for d_z in (0.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="no number of items"):
+            stats.items_needed(d_z)
+
+
+def test_chance_of_best_by_enumeration() -> None:
+    """Three items have 27 equally likely bootstrap samples."""
+    scores = pd.DataFrame({"one": [0.3, 0.1, 0.4], "two": [0.2, 0.4, 0.1], "three": [0.3, 0.1, 0.4]})
+    best = np.zeros(3)
+    for drawn in itertools.product(range(3), repeat=3):
+        means = scores.to_numpy()[list(drawn)].mean(0)
+        first = np.isclose(means, means.max())
+        best += first / first.sum() / 27
+    found = stats.chance_of_best(scores, 20_000)
+    assert found.to_numpy() == pytest.approx(best, abs=0.015)  # four standard errors
+    assert found.sum() == pytest.approx(1)
+    assert stats.chance_of_best(pd.DataFrame({"a": [0.1] * 5, "b": [0.2] * 5})).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="all finite"):
+        stats.chance_of_best(scores.assign(two=np.nan))
+
+
+def balanced(seed: int, systems: int = 2, seeds: int = 3, items: int = 46, effect: float = 0.05) -> pd.DataFrame:
+    """Scores with known parts: items 0.10, item x system 0.03, training 0.02, rest 0.01."""
+    rng = np.random.default_rng(seed)
+    item, rows = 0.10 * rng.standard_normal(items), []
+    for system in range(systems):
+        pairs = 0.03 * rng.standard_normal(items)
+        for k in range(seeds):
+            scores = 0.3 + effect * system + item + pairs + 0.02 * rng.standard_normal() + 0.01 * rng.standard_normal(items)
+            rows.append(pd.DataFrame({"system": f"s{system}", "seed": k, "item": range(items), "score": scores}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_mixed_model_equals_the_analysis_of_variance() -> None:
+    """In a balanced design REML gives the classical estimates from mean squares, where none of them is negative."""
+    table = balanced(1)
+    effects, deviations = stats.mixed_model(table, "s0")
+    means = table.groupby("system").score.mean()
+    assert effects.difference["s1"] == pytest.approx(means["s1"] - means["s0"], abs=1e-6)
+    cells = table.pivot_table(index="item", columns=["system", "seed"], values="score")
+    left = (
+        cells
+        - cells.mean()
+        - cells.T.groupby("system").transform("mean").T
+        + cells.T.groupby("system").transform("mean").T.mean()
+    )
+    rest = (left**2).to_numpy().sum() / (2 * 45 * 2)
+    assert deviations["rest"] == pytest.approx(rest**0.5, rel=1e-3)
+    training = cells.mean().groupby("system").var(ddof=1).mean() - rest / 46
+    assert deviations["training"] == pytest.approx(training**0.5, rel=1e-2)
+    both = cells.T.groupby("system").mean().T
+    crossed = both.sub(both.mean(1), axis=0) - both.mean() + both.mean().mean()
+    pairs = (crossed**2).to_numpy().sum() / 45 - rest / 3
+    assert deviations["item x system"] == pytest.approx(pairs**0.5, rel=1e-2)
+
+
+def test_mixed_model_says_what_it_cannot_take() -> None:
+    table = balanced(0, items=5)
+    with pytest.raises(ValueError, match="no scores of 'base'; there are s0, s1"):
+        stats.mixed_model(table, "base")
+    table.loc[3, "score"] = np.nan
+    with pytest.raises(ValueError, match="1 of 30 scores are not finite"):
+        stats.mixed_model(table, "s0")
+
+
+# groups of items
+
+
+def test_groups_are_compared_each_for_itself_and_small_ones_get_no_interval() -> None:
+    scores = family(36)
+    labels = pd.DataFrame({"subfield": ["a"] * 20 + ["b"] * 16, "difficulty": ["easy"] * 27 + ["hard"] * 9})
+    found = stats.by_group(scores, "base", labels, resamples=499).set_index(["label", "group", "system"])
+    assert len(found) == 4 * 4
+    alone = stats.compare_paired(scores.base[:20], scores.better[:20], 499)
+    row = found.loc["subfield", "a", "better"]
+    assert (row.n, row.difference, row.low, row.high) == (20, *(pytest.approx(alone[k]) for k in ("difference", "low", "high")))
+    small = found.loc["difficulty", "hard"]
+    assert (small.n == 9).all()
+    assert small.difference.notna().all()
+    assert small[["low", "high"]].isna().all().all()
+
+
+def test_groups_without_labels_are_an_empty_table() -> None:
+    found = stats.by_group(family(12), "base", pd.DataFrame(index=range(12)))
+    assert len(found) == 0
+    assert "difference" in found
+
+
+def test_mixed_model_of_two_systems_with_one_training_each_is_the_paired_t() -> None:
+    base, other = pair(30, effect=2.0)
+    table = pd.concat(
+        [pd.DataFrame({"system": n, "seed": 0, "item": range(30), "score": s}) for n, s in (("b", base), ("o", other))]
+    )
+    effects, deviations = stats.mixed_model(table, "b")
+    assert effects.loc["o", "difference"] == pytest.approx((other - base).mean())
+    assert effects.loc["o", "standard_error"] == pytest.approx(reference.sem(other - base), rel=1e-3)
+    assert list(deviations.index) == ["item", "rest"]
+
+
+def test_an_untrained_base_has_no_spread_from_training() -> None:
+    rng, items, seeds = np.random.default_rng(3), 40, 3
+    easy = rng.normal(0, 0.05, items)
+    suits = {name: rng.normal(0, 0.03, items) for name in ("base", "run")}
+    rows = [("base", 0, easy + suits["base"] + rng.normal(0, 0.02, items))]
+    rows += [("run", k, 0.1 + easy + suits["run"] + rng.normal(0, 0.04) + rng.normal(0, 0.02, items)) for k in range(seeds)]
+    table = pd.concat([pd.DataFrame({"system": n, "seed": k, "item": range(items), "score": s}) for n, k, s in rows])
+    effects, deviations = stats.mixed_model(table, "base")
+    by_hand = 2 * deviations["item x system"] ** 2 / items + deviations["training"] ** 2 / seeds
+    by_hand += deviations["rest"] ** 2 / (items * seeds) + deviations["rest"] ** 2 / items
+    assert deviations["training"] > 0.005
+    assert effects.loc["run", "standard_error"] == pytest.approx(by_hand**0.5, rel=0.02)
+
+
+def test_clusters_that_each_sum_to_nothing_are_no_difference() -> None:
+    difference = np.tile([0.1, 0.2, -0.3], 12)
+    found = stats.compare_paired(np.zeros(36), difference, clusters=np.repeat(np.arange(12), 3))
+    assert (found["difference"], found["p"], found["p_t"]) == (0, 1, 1)
+
+
+def test_differences_that_hardly_differ_have_a_huge_effect_at_once() -> None:
+    found = stats.compare_paired(np.zeros(46), 0.1 + 1e-9 * np.arange(46))
+    assert found["d_low"] < found["d_z"] < found["d_high"]
+    assert found["d_z"] > 1e5
+
+
+@pytest.mark.parametrize("values", [[], [np.nan, 1.0]])
+def test_a_studentised_interval_needs_finite_scores(values: list) -> None:
+    with pytest.raises(ValueError, match="all finite"):
+        stats.studentised_interval(np.array(values))
+
+
+def test_a_standard_error_needs_two_items() -> None:
+    with pytest.raises(ValueError, match="two independent items, here 1"):
+        stats.standard_error(np.array([1.0, 2.0]), [7, 7])
+
+
+def test_verdicts_know_of_clusters() -> None:
+    scores = family(40)
+    apart, together = stats.verdicts(scores, "base", 999), stats.verdicts(scores, "base", 999, clusters=np.arange(40) // 5)
+    assert (apart.clusters == 40).all()
+    assert (together.clusters == 8).all()
+    assert set(together.verdict) == {"no verdict"}

@@ -13,7 +13,7 @@ import pytest
 from interviewmate_utils.config import ROOT
 
 RULES = ["prepare_data", "prepare_another_corpus", "build_embedded_model", "train_lora", "search_hyperparameters"]
-RULES += ["evaluate_models", "summarise", "site"]
+RULES += ["evaluate_models", "audit_claims", "summarise", "site"]
 RUNS = ["A", "B", "C", "enhanced"]  # of the profiles
 
 
@@ -21,7 +21,7 @@ RUNS = ["A", "B", "C", "enhanced"]  # of the profiles
 def finished(tmp_path_factory):
     """A copy of the repository after `make report`: Snakemake really ran, only the notebooks were copied, not executed."""
     folder = tmp_path_factory.mktemp("finished")
-    for name in ("interviewmate_utils", "notebooks", "data/raw", "data/models"):
+    for name in ("interviewmate_utils", "notebooks", "data/raw", "data/models", "reports/published"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
@@ -164,13 +164,18 @@ def test_trainings_go_side_by_side_where_the_profile_says_so(copy):
 
 
 def test_changed_module_reruns_the_notebooks_that_import_it(copy):
-    rewrite(copy / "interviewmate_utils/stats.py", "Paired comparison", "Paired Comparison")
-    assert planned(copy) == {"search_hyperparameters", "evaluate_models", "summarise", "site"}
+    rewrite(copy / "interviewmate_utils/stats/paired.py", "Scores of two systems", "Scores of two Systems")
+    assert planned(copy) == {"search_hyperparameters", "evaluate_models", "audit_claims", "summarise", "site"}
+
+
+def test_what_is_published_anew_is_audited_anew(copy):
+    rewrite(copy / "reports/published/embedded.json", '"seed": 13', '"seed": 14')
+    assert planned(copy) == {"audit_claims", "site"}
 
 
 def test_changed_weights_rerun_all_that_reads_them(copy):
     (copy / "data/models/embedded/config.json").write_text((copy / "data/models/embedded/config.json").read_text() + "\n")
-    assert planned(copy) == set(RULES)
+    assert planned(copy) == set(RULES) - {"audit_claims"}
 
 
 def test_missing_report_is_made_again(copy):

@@ -3,12 +3,15 @@
 Each module (a folder here) returns one score per item, besides corpus BLEU, so that comparisons can be paired.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .randomisation import compare_corpus_bleu as compare_corpus_bleu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +76,21 @@ def semantic_similarity(encoder, predictions: Sequence[str], references: Sequenc
 
     filled = np.array([bool(text.strip()) for text in predictions])
     return np.where(filled, (embed(encoder, predictions) * embed(encoder, references)).sum(1), 0.0)
+
+
+def by_length(encoder, predictions: Sequence[str], references: Sequence[str], shares: Sequence[float]) -> "pd.DataFrame":
+    """Mean scores when only the first share of each prediction's words is kept; above 1, the next predictions follow.
+
+    One row per share, columns as of `score_items`, and similarity: what length alone adds to a score or takes away.
+    """
+    import pandas as pd
+
+    said, rows = [text.split() for text in predictions], {}
+    for share in shares:
+        cut = [" ".join(list(itertools.chain(*said[i:], *said[:i]))[: round(share * len(one))]) for i, one in enumerate(said)]
+        rows[share] = score_items(cut, references).mean()
+        rows[share]["similarity"] = semantic_similarity(encoder, cut, references).mean()
+    return pd.DataFrame(rows).T.rename_axis("share of words")
 
 
 def describe() -> "pd.DataFrame":

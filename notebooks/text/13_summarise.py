@@ -78,7 +78,7 @@ comparison["similarity"] = summary.similarity.map("{:.3f}".format)
 comparison["perplexity"] = summary.perplexity.map("{:.1f}".format).replace("nan", "-")
 
 # %% [markdown]
-# Systems are in the order base, tuned, retrieval, and not by score: a ranking by mean would hide that neighbours may not
+# Systems are in the order base, few-shot base, tuned, retrieval, and not by score: a ranking by mean would hide that neighbours may not
 # differ.
 
 # %%
@@ -148,7 +148,9 @@ for name, epochs in {"best epoch": trained.best_epoch_epochs, "within 1 % after"
 gains = losses.validation_loss.agg(lambda loss: loss.iloc[-2] - loss.iloc[-1])
 best["last gain"] = gains.groupby("run").mean()
 spreads = pd.DataFrame({run: stats.spread(loss) for run, loss in by_run.loss_after_nats}).T.drop(columns="n")
-best.join(spreads.rename(columns={"mean": "loss"})).style.format("{:.3f}", subset=["last gain", *spreads.columns[1:], "loss"])
+best.join(spreads.rename(columns={"mean": "loss"})).style.format("{:.3f}").format(
+    "{}", subset=["best epoch", "within 1 % after"]
+).format("{:g}", subset=["last epoch"])
 
 # %% [markdown]
 # ## What it cost
