@@ -33,7 +33,10 @@ def mixed_model(scores: "pd.DataFrame", base: str) -> "tuple[pd.DataFrame, pd.Se
     (item: questions differ in difficulty; item x system: a system suits some questions; training: seeds; rest). REML, by
     statsmodels. Of a system with a single seed, such as an untrained one, the training cannot be told from the system: it has
     no such part, and its interval lacks it. Where no system has several, item x system cannot be told from the rest, either.
+    Where the fit does not converge, as on a few items, everything is NaN. Raises ValueError where a score is not finite.
     """
+    import warnings
+
     import numpy as np
     import pandas as pd
     from statsmodels.regression.mixed_linear_model import MixedLM
@@ -49,13 +52,18 @@ def mixed_model(scores: "pd.DataFrame", base: str) -> "tuple[pd.DataFrame, pd.Se
     parts = {"item": "0 + C(item)"}
     if table.several.any():
         parts |= {"item x system": "0 + C(pair)", "training": "0 + C(training):several"}
-    model = MixedLM.from_formula(
-        f"score ~ C(system, Treatment('{base}'))", table, groups=np.ones(len(table)), vc_formula=parts, re_formula="0"
-    )
-    fitted = model.fit(reml=True)
-    low, high = fitted.conf_int()[0], fitted.conf_int()[1]
-    effects = pd.DataFrame({"difference": fitted.fe_params, "low": low, "high": high, "standard_error": fitted.bse_fe})
+    unit = table.score.std() or 1.0  # the optimiser stops by absolute size, so scores are given to it in standard deviations
+    formula = f"z ~ C(system, Treatment('{base}'))"
+    table["z"] = table.score / unit
+    model = MixedLM.from_formula(formula, table, groups=np.ones(len(table)), vc_formula=parts, re_formula="0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a part that is zero lies on the boundary, where logarithms are not finite
+        fitted = model.fit(reml=True, method=["lbfgs", "bfgs"])
+        low, high = fitted.conf_int()[0], fitted.conf_int()[1]
+    effects = pd.DataFrame({"difference": fitted.fe_params, "low": low, "high": high, "standard_error": fitted.bse_fe}) * unit
     named = {f"C(system, Treatment('{base}'))[T.{name}]": name for name in table.system.unique() if name != base}
-    deviations = pd.Series(np.sqrt(fitted.vcomp), index=model.exog_vc.names)
-    deviations["rest"] = np.sqrt(fitted.scale)
+    deviations = pd.Series(np.sqrt(fitted.vcomp) * unit, index=model.exog_vc.names)
+    deviations["rest"] = np.sqrt(fitted.scale) * unit
+    if not fitted.converged:
+        effects, deviations = effects * np.nan, deviations * np.nan
     return effects.loc[list(named)].rename(index=named), deviations

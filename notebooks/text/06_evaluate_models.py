@@ -189,7 +189,7 @@ wide = scores.pivot_table(index="item", columns="system", values=metrics.PRIMARY
 run_names = [name for name in names if name.startswith("run")]
 verdicts = stats.verdicts(wide[["base", *run_names]], "base", params.resamples, params.seed)
 best = stats.chance_of_best(wide, params.resamples, params.seed)
-verdicts.join(best).round(4).T
+verdicts.join(best).T.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
 
 # %% [markdown]
 # The same in sentences that can be quoted, each with what a reader needs to doubt it.
@@ -215,7 +215,8 @@ plots.save(fig, "comparison", params.output)
 # The intervals above say what other questions would have given. Another training of the same run gives other weights, too:
 # its standard deviation is estimated here from few seeds, so its own interval (chi-square) is wide. The last two columns
 # compare: the standard error that a run's mean has from its seeds (`sd` over the root of their number), and from the questions.
-# A mixed model over questions, seeds and both at once says the same in one: its intervals speak of other questions and other trainings.
+# A mixed model over questions, seeds and both at once says the same in one: its intervals speak of other questions and other trainings (empty where so few
+# scores do not settle it).
 
 # %%
 per_seed = scores.groupby(["system", "seed"])[metrics.PRIMARY].mean().rename("mean").reset_index()
