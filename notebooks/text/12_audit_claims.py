@@ -378,7 +378,7 @@ Markdown(f"An answer to a randomly drawn other question scores {ours['random_ans
 #
 # - We judge from a list of the claims, not from the full documents: "not stated" means not in that list, and a figure may be right for a
 #   reason that the list does not give.
-# - The reasons were reread for fairness by a second language model, which changed a third of them; no author of the documents was asked.
+# - The reasons were reread for fairness by a second language model, which changed half of them; no author of the documents was asked.
 # - "Consistent" says that figures fit each other, not that the work was done as described.
 # - The base model's paper (12b) was looked up by the authors of this page, not computed.
 
