@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .data import ANSWER, IGNORED, PROMPT, QUESTION, collate
+from .data import IGNORED, PROMPT, collate, turn
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def worked_examples(rows: Sequence[dict], count: int, seed: int) -> str:
             f"{count} worked examples are asked for, but there are {len(rows)} training questions to draw them from"
         )
     chosen = random.Random(seed).sample(range(len(rows)), count)
-    return "".join(PROMPT.format(question=rows[i][QUESTION]) + f" {rows[i][ANSWER]}\n" for i in chosen)
+    return "".join(turn(rows[i]) for i in chosen)
 
 
 def generate_answers(

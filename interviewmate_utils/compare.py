@@ -106,7 +106,7 @@ def _verdicts(first: Path, second: Path) -> "pd.DataFrame | None":
                 found = stats.compare_paired(sign * a.to_numpy(), sign * b.to_numpy())
             except ValueError as error:
                 raise NotComparable(f"{first.name}: {SCORES[score]} of {system}: {error}") from None
-            rows.append({"system": system, "score": SCORES[score], "A": a.mean(), "B": b.mean()} | found)
+            rows.append({"system": system, "score": SCORES[score], "sign": sign, "A": a.mean(), "B": b.mean()} | found)
     if not rows:
         raise NotComparable(f"{first.name}: no system is in both; in A: {', '.join(tables[0].system.unique())}")
     table = pd.DataFrame(rows).assign(p_holm=1.0)
@@ -163,8 +163,7 @@ def sentences(differences: list[Difference]) -> list[str]:
     for one in differences:
         for row in () if one.verdicts is None else one.verdicts.itertuples():
             if row.verdict in ("better", "worse"):
-                sign = -1 if row.score == SCORES[LOWER_IS_BETTER[0]] else 1
-                low, high = sorted((sign * row.low, sign * row.high))
+                low, high = sorted((row.sign * row.low, row.sign * row.high))
                 change = f"{row.A:.3f} to {row.B:.3f}, difference {row.B - row.A:+.3f} ({low:+.3f} to {high:+.3f})"
                 sample = f"n = {row.n}, p (Holm) {row.p_holm:.4f}"
                 told.append(f"{one.stem}: {row.system} is {row.verdict} on {row.score}: {change}, {sample}")

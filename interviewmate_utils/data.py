@@ -63,6 +63,11 @@ def collate(rows: Sequence[dict], pad_id: int) -> dict[str, "torch.Tensor"]:
     }
 
 
+def turn(row: Mapping[str, str]) -> str:
+    """A question with its answer, as it stands before the next question."""
+    return PROMPT.format(question=row[QUESTION]) + f" {row[ANSWER]}\n"
+
+
 def _contexts(rows: Sequence[Mapping]) -> list[str]:
     """The earlier turns of each row's conversation, as they stand before its own prompt; empty for a first question."""
     by_id = {row[ID]: row for row in rows if row.get(ID) is not None}
@@ -70,7 +75,7 @@ def _contexts(rows: Sequence[Mapping]) -> list[str]:
     for row in rows:
         turns = []
         while row := by_id.get(row.get(PARENT)):
-            turns.append(PROMPT.format(question=row[QUESTION]) + f" {row[ANSWER]}\n")
+            turns.append(turn(row))
         contexts.append("".join(reversed(turns)))
     return contexts
 
