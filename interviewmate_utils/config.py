@@ -285,6 +285,7 @@ class EvaluateModels(Parameters):
     seeds: Seeds
     encoder: str
     items: Annotated[int, Field(ge=0)]
+    shots: Annotated[int, Field(ge=0, le=16)]
     max_new_tokens: Count
     batch_size: Count
     repetition_penalty: Annotated[float, Field(ge=1, le=2)]
@@ -292,7 +293,7 @@ class EvaluateModels(Parameters):
 
     def inputs(self) -> list[Path]:
         trained = [self.weights_of(run, seed) for run in self.runs for seed in self.seeds]
-        return [self.processed, *local_model_files(self.model), *trained]
+        return [self.processed, *local_model_files(self.model), ROOT / JUDGED, ROOT / QUESTIONS, *trained]
 
 
 class Summarise(Parameters):

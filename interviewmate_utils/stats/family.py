@@ -79,7 +79,7 @@ def sentence(system: str, base: str, metric: str, row: Mapping) -> str:
     return (
         f"{system[0].upper()}{system[1:]} {outcome} on {metric}: difference {row['difference']:+.3f} "
         f"(unadjusted 95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']:.0f}{grouped}), "
-        f"permutation p {p_text(row, '= ')}{holm}, d_z = {row['d_z']:.2f}; "
+        f"permutation p {p_text(row, '= ')}{holm}, d_z = {row['d_z']:.2f} ({row['d_low']:.2f} to {row['d_high']:.2f}); "
         f"the smallest effect that such a sample shows with 80 % power is d_z = {row['detectable_d']:.2f}."
     )
 

@@ -12,7 +12,8 @@
 # **Question.** On questions that none of them has seen, is the tuned model better than the base, and than simply looking up
 # the nearest known question?
 #
-# **In:** the test part (`01_prepare_data`), the base model, each run's weights from each of its seeds (`04_train_lora`).
+# **In:** the test part (`01_prepare_data`), the base model, each run's weights from each of its seeds (`04_train_lora`), good answers
+# that were written in other words than ours (`data/raw/judged_answers.jsonl`).
 # **Out:** every answer, its scores, and paired verdicts. **Needs:** about 5 minutes and 2 GB with the embedded model.
 
 # %%
@@ -22,9 +23,9 @@ import random
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
-from interviewmate_utils import answering, data, lora, metrics, models, plots, provenance, results, similarity, stats
+from interviewmate_utils import answering, data, errors, lora, metrics, models, plots, provenance, results, similarity, stats
 from interviewmate_utils.config import ROOT, EvaluateModels
 
 # %% tags=["parameters"]
@@ -35,6 +36,7 @@ runs: list = ["A"]  # trained runs
 seeds: list = [13]  # with which each of them was trained
 encoder: str = "embedded-minilm"  # for retrieval and semantic similarity
 items: int = 8  # test questions used; 0: all
+shots: int = 2  # worked examples before each question, for the base once more; 0: not at all
 max_new_tokens: int = 48  # length limit of an answer
 batch_size: int = 48  # answers generated together
 repetition_penalty: float = 1.2  # applied to every generating system alike; 1.0: none
@@ -74,10 +76,11 @@ tokenizer = models.load_tokenizer(params.model)
 rows = [dict(row) for row in test.select_columns(["input_ids", "labels"])]
 options = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
 options |= {"repetition_penalty": params.repetition_penalty}
-losses = {}
+worked, losses = answering.worked_examples(list(dataset["train"]), params.shots, params.seed), {}
 
 # %% [markdown]
-# The base is the control: what it scores is earned without our answers. It has no training seed; 0 stands for that.
+# The base is the control: what it scores is earned without our answers. It answers once more with worked examples before each question
+# (few-shot), the same for all, drawn from the training part. It has no training seed; 0 stands for that.
 
 # %%
 folders = {("base", 0): None} | {(f"run {run}", k): params.weights_of(run, k) for run in params.runs for k in params.seeds}
@@ -87,6 +90,8 @@ for (name, k), folder in folders.items():
     generator = (lora.load_trained if folder else models.load_model)(*where)
     losses[name, k] = answering.answer_loss(generator, rows, tokenizer.pad_token_id)
     answers[name, k] = answering.generate_answers(generator, tokenizer, questions, **options)
+    if name == "base" and params.shots:
+        answers["few-shot base", 0] = answering.generate_answers(generator, tokenizer, questions, examples=worked, **options)
 
 # %%
 perplexity = pd.Series({n: math.exp(sum(s for s, _ in v) / sum(c for _, c in v)) for n, v in losses.items()})
@@ -94,16 +99,14 @@ perplexity = perplexity.groupby(level=0, sort=False).mean().rename("perplexity")
 perplexity.round(1).to_frame("perplexity of the reference answer (lower is better), mean over seeds")
 
 # %% [markdown]
-# ## Read some answers
+# ## Read the answers
 #
-# No score replaces reading. These are the first questions of the test part, not a selection, with each run's first seed.
+# No score replaces reading. Open a question: the reference, and each system's answer, of a run the one with its first seed.
 
 # %%
-names = [*dict.fromkeys(name for name, _ in folders), "retrieval"]
+names = sorted(dict.fromkeys(name for name, _ in answers), key=["retrieval"].count)  # retrieval last
 first = {name: next(told for (who, _), told in answers.items() if who == name) for name in names}
-reading = pd.DataFrame({"question": questions, "reference": references} | first)
-three = reading.head(3).stack().rename_axis(["item", "who"]).reset_index(name="text")
-plots.show_texts(three, ["who", "text"])
+plots.show_items(pd.DataFrame({"question": questions, "reference": references} | first), "question")
 
 # %% [markdown]
 # ## Score
@@ -113,13 +116,42 @@ plots.show_texts(three, ["who", "text"])
 # %%
 metrics.describe().style.hide()
 
+# %% [markdown]
+# What can each score tell? A metric card: the mean score of an identical answer, of a good answer in other words, of the reference of another
+# question, and of an empty answer. A score is of use as far as the second line is above the third.
+
+# %%
+judged = errors.read_judged()
+good = judged[judged.primary.isna()]
+others = [*good.reference[1:], good.reference.iloc[0]]
+said = {"identical": good.reference, "in other words": good.answer, "of another question": others, "empty": [""] * len(good)}
+card = {name: metrics.score_items([*told], [*good.reference]).mean() for name, told in said.items()}
+for name, told in said.items():
+    card[name]["similarity"] = metrics.semantic_similarity(encoder_model, [*told], [*good.reference]).mean()
+card = pd.DataFrame(card).T
+card.round(3)
+
+# %% [markdown]
+# And what does length do? Every other of the good answers in other words, cut after a share of their words, beyond 100 % followed by words of another
+# answer; dashed, the same with the references of other questions. A score that rises along the dashed line pays for length alone.
+
+# %%
+shown = ["rouge1", "rougeL", metrics.meteor_name(), "similarity"]
+fig, axes = plt.subplots(1, len(shown), figsize=(11, 2.8), sharey=True)
+for told, style in (([*good.answer], "-"), (others, "--")):
+    lengths = metrics.by_length(encoder_model, told[::2], [*good.reference][::2], [0.25, 0.5, 1.0, 1.5, 2.0])
+    for ax, score in zip(axes, shown, strict=True):
+        ax.plot(100 * lengths.index, lengths[score], style, color="black")
+        ax.set(title=score, xlabel="words kept (%)", ylim=(0, 1), ylabel="mean score" if score == shown[0] else "")
+plots.save(fig, "length", params.output)
+
 # %%
 tables = []
 for (name, k), told in answers.items():
     table = metrics.score_items(told, references)
     table["answer_words"] = [len(text.split()) for text in told]
     sizes = [len(tokenizer(" " + text)["input_ids"]) for text in told]
-    table["at_limit"] = [float((name, k) in losses and size >= params.max_new_tokens) for size in sizes]
+    table["at_limit"] = [float(name != "retrieval" and size >= params.max_new_tokens) for size in sizes]
     if (name, k) in losses:
         table["reference_loss_nats"] = [total / count for total, count in losses[name, k]]
     ids = list(test["id"]) if "id" in test.column_names else None
@@ -131,28 +163,33 @@ scores["similarity"] = metrics.semantic_similarity(encoder_model, everything, re
 # %% [markdown]
 # Means over questions and seeds, corpus BLEU (0 to 1) over all questions at once. Exact match is expected to be zero: nobody words a
 # spoken answer of this length twice. Compare the answers' lengths before the scores: an answer that is merely longer gains
-# on one that stops after a sentence. `at_limit` is the share of answers that were cut at `max_new_tokens`.
+# on one that stops after a sentence. `at_limit` is the share of answers that were cut at `max_new_tokens`. `bleu_p` compares corpus BLEU
+# with the base's by paired approximate randomisation; it is exploratory and not corrected.
 
 # %%
 measures = [*metrics.ROUGE, metrics.meteor_name(), "exact_match", "similarity", "answer_words", "at_limit"]
 summary = scores.groupby("system")[measures].mean().loc[names]
-bleu = {system: metrics.corpus_bleu(told, references) for system, told in answers.items()}
-values = pd.Series({system: value for system, (value, _) in bleu.items()})
-summary.insert(4, "corpus_bleu", values.groupby(level=0).mean())
+trainings = {name: [told for (who, _), told in answers.items() if who == name] for name in names}
+bleu = {n: metrics.compare_corpus_bleu(trainings["base"], told, references, 999, params.seed) for n, told in trainings.items()}
+summary.insert(4, "corpus_bleu", pd.Series({name: found["second"] for name, found in bleu.items()}))
+summary.insert(5, "bleu_p", pd.Series({name: found["p"] for name, found in bleu.items()}))
 summary.insert(len(summary.columns), "perplexity", perplexity)
-print("sacrebleu:", bleu["base", 0][1])
+print("sacrebleu:", metrics.corpus_bleu(references, references)[1])
 summary.round(3)
 
 # %% [markdown]
 # ## Verdicts on the primary score
 #
-# ROUGE-L was chosen beforehand. Each system is compared with the base on the same questions, a question's score being the
-# mean over the run's seeds, and the comparisons form one Holm family. Everything else on this page is exploratory.
+# ROUGE-L was chosen beforehand. Each run is compared with the base on the same questions, a question's score being the mean over the
+# run's seeds, and these comparisons form one Holm family. Everything else on this page is exploratory. `chance_of_best` is the share of
+# bootstrap samples of the questions in which a system's mean is the highest.
 
 # %%
 wide = scores.pivot_table(index="item", columns="system", values=metrics.PRIMARY)[names]
-verdicts = stats.verdicts(wide, "base", params.resamples, params.seed)
-verdicts.round(4)
+run_names = [name for name in names if name.startswith("run")]
+verdicts = stats.verdicts(wide[["base", *run_names]], "base", params.resamples, params.seed)
+best = stats.chance_of_best(wide, params.resamples, params.seed)
+verdicts.join(best).T.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
 
 # %% [markdown]
 # The same in sentences that can be quoted, each with what a reader needs to doubt it.
@@ -178,6 +215,8 @@ plots.save(fig, "comparison", params.output)
 # The intervals above say what other questions would have given. Another training of the same run gives other weights, too:
 # its standard deviation is estimated here from few seeds, so its own interval (chi-square) is wide. The last two columns
 # compare: the standard error that a run's mean has from its seeds (`sd` over the root of their number), and from the questions.
+# A mixed model over questions, seeds and both at once says the same in one: its intervals speak of other questions and other trainings (empty where so few
+# scores do not settle it).
 
 # %%
 per_seed = scores.groupby(["system", "seed"])[metrics.PRIMARY].mean().rename("mean").reset_index()
@@ -185,7 +224,10 @@ per_seed = per_seed[per_seed.system.str.startswith("run")]
 seed_spread = pd.DataFrame({run: stats.spread(group["mean"]) for run, group in per_seed.groupby("system")}).T
 seed_spread["se_seeds"] = seed_spread.sd / seed_spread.n**0.5
 seed_spread["se_questions"] = wide.std(ddof=1) / len(wide) ** 0.5
-seed_spread.round(4)
+tested = scores[scores.system.isin(["base", *run_names])].rename(columns={metrics.PRIMARY: "score"})
+mixed, parts = stats.mixed_model(tested, "base")
+display(seed_spread.round(4), mixed.round(4))
+Markdown("Standard deviation from " + ", ".join(f"{name} {value:.4f}" for name, value in parts.items()) + ".")
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 0.5 * len(seed_spread) + 1.2))
@@ -209,14 +251,30 @@ ax.set(xlabel="ROUGE-L F1 of a question's answers (mean over seeds)", ylabel="",
 plots.save(fig, "items", params.output)
 
 # %% [markdown]
-# The second half of the question: against retrieval. It stands outside the Holm family above, so it is exploratory. Beside it,
-# what the answers of randomly drawn training questions score: how much of ROUGE-L is our register, whatever the subject.
+# Are the gains the same everywhere? By subfield, difficulty and type of the question, with the number of questions; under 10 there is no
+# interval (a cross). So many groups are looked at that some will stand out by chance.
 
 # %%
-retrieved = stats.verdicts(wide.drop(columns="base"), "retrieval", params.resamples, params.seed)
+labels = [name for name in ("subfield", "difficulty", "question_type") if name in test.column_names]
+groups = stats.by_group(wide[["base", *run_names]], "base", test.to_pandas()[labels], seed=params.seed)
+fig, axes = plt.subplots(1, max(1, len(labels)), figsize=(13, 4.5), squeeze=False)
+for ax, label in zip(axes[0], labels, strict=False):
+    plots.group_differences(groups, label, ax)
+fig.supxlabel("difference to the base in ROUGE-L F1 (95 % BCa interval)")
+fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(run_names))
+plots.save(fig, "groups", params.output)
+
+# %% [markdown]
+# The second half of the question: against retrieval, and retrieval and the few-shot base against the base. All this stands outside the Holm
+# family above, so it is exploratory. Beside it, what the answers of randomly drawn training questions score: how much of ROUGE-L is our
+# register, whatever the subject.
+
+# %%
+pairs = [(name, "retrieval") for name in run_names] + [(name, "base") for name in names if name not in ("base", *run_names)]
+explored = [(a, b, stats.verdicts(wide[[b, a]], b, params.resamples, params.seed).loc[a]) for a, b in pairs]
 drawn = random.Random(params.seed).choices(list(dataset["train"][data.ANSWER]), k=len(test))
 chance = metrics.score_items(drawn, references)[metrics.PRIMARY].mean()
-lines = [f"{stats.sentence(n, 'retrieval', 'ROUGE-L', row)} (exploratory)" for n, row in retrieved.iterrows()]
+lines = [f"{stats.sentence(a, b, 'ROUGE-L', row)} (exploratory, not corrected)" for a, b, row in explored]
 Markdown("\n".join(f"- {line}" for line in [*lines, f"Answers to randomly drawn training questions score {chance:.3f}."]))
 
 # %% [markdown]
@@ -234,11 +292,11 @@ Markdown("\n".join(f"- {line}" for line in [*lines, f"Answers to randomly drawn 
 told = {f"{name}, seed {k}" if k else name: texts for (name, k), texts in answers.items()}
 answers_table = pd.DataFrame({"question": questions, "reference": references} | told)
 tables = {"scores": scores, "summary": summary, "verdicts": verdicts, "answers": answers_table, "means": means}
-for name, table in (tables | {"seeds": seed_spread}).items():
+for name, table in (tables | {"seeds": seed_spread, "groups": groups, "card": card}).items():
     results.write_table(table, name, params.output)
-run_names = [name for name in names if name.startswith("run")]
 numbers = {f"{n.replace(' ', '_')}_rouge_l_score": wide[n].mean() for n in names}
 numbers |= {f"{n.replace(' ', '_')}_perplexity_score": value for n, value in perplexity.items()}
 numbers |= {f"{n.replace(' ', '_')}_p": verdicts.p_holm[n] for n in run_names}
+numbers |= {f"{n.replace(' ', '_')}_d": verdicts.d_z[n] for n in run_names}
 numbers |= {"items_count": len(test), "random_answer_rouge_l_score": chance}
-print("Saved", results.write_results(params, numbers, headline="\n".join(sentences)).relative_to(ROOT))
+print("Saved", results.write_results(params, numbers, headline="\n".join([*sentences, *lines])).relative_to(ROOT))

@@ -78,7 +78,7 @@ comparison["similarity"] = summary.similarity.map("{:.3f}".format)
 comparison["perplexity"] = summary.perplexity.map("{:.1f}".format).replace("nan", "-")
 
 # %% [markdown]
-# Systems are in the order base, tuned, retrieval, and not by score: a ranking by mean would hide that neighbours may not
+# Systems are in the order base, few-shot base, tuned, retrieval, and not by score: a ranking by mean would hide that neighbours may not
 # differ.
 
 # %%
