@@ -1,0 +1,62 @@
+"""Which of a question's key points an answer states: a small model over pairs of both, fitted on labelled answers."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .signals import Item, Texts, content_words, numbers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+def _stems(text: str) -> set[str]:
+    from nltk.stem import PorterStemmer
+
+    stem = PorterStemmer().stem
+    return {stem(word) for word in content_words(text)}
+
+
+def pair_signals(items: Sequence[Item], texts: Texts) -> "pd.DataFrame":
+    """One row per item and key point (index: item, point): likeness in meaning and in words of the point to what is said."""
+    import numpy as np
+    import pandas as pd
+
+    rows, index = [], []
+    for i, item in enumerate(items):
+        said = texts.vectors(windows := texts.windows(item.answer))
+        points, asked = texts.vectors(item.key_points), texts.vectors([item.question])[0]
+        known = texts.vectors(parts := texts.windows(item.reference))
+        stems, spoken = [_stems(window) for window in windows], numbers(item.answer)
+        everything = set().union(*stems)
+        for p, point in enumerate(item.key_points):
+            likeness = said @ points[p]
+            source = known @ points[p]  # where the reference says it
+            wanted, told = _stems(point), numbers(point)
+            common = [len(wanted & one) / max(1, len(wanted)) for one in stems]
+            others = np.delete(points, p, 0) @ said.T if len(points) > 1 else np.zeros((1, len(said)))
+            index.append((i, p))
+            rows.append(
+                {
+                    "best": likeness.max(),
+                    "mean": likeness.mean(),
+                    "source": (said @ known[source.argmax()]).max(),
+                    "source_words": len(_stems(parts[source.argmax()]) & everything)
+                    / max(1, len(_stems(parts[source.argmax()]))),
+                    "asked": float(points[p] @ asked),
+                    "beyond_asked": likeness.max() - float(points[p] @ asked),
+                    "words_best": max(common),
+                    "words_any": len(wanted & everything) / max(1, len(wanted)),
+                    "numbers": len(told & spoken) / len(told) if told else 0.5,
+                    "other_points": others.max(),
+                    "length": np.log1p(len(item.answer.split())),
+                }
+            )
+    return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(index, names=["item", "point"]))
+
+
+def pairs(labels: Sequence[Sequence[int]], items: Sequence[Item]) -> "np.ndarray":
+    """Per item and key point, whether the point is among the item's `labels`, in the order of `pair_signals`."""
+    import numpy as np
+
+    return np.array([p in told for item, told in zip(items, labels, strict=True) for p in range(len(item.key_points))])
