@@ -293,7 +293,18 @@ class EvaluateModels(Parameters):
 
     def inputs(self) -> list[Path]:
         trained = [self.weights_of(run, seed) for run in self.runs for seed in self.seeds]
-        return [self.processed, *local_model_files(self.model), ROOT / JUDGED, ROOT / QUESTIONS, *trained]
+        return [self.processed, *local_model_files(self.model), *(ROOT / name for name in (JUDGED, QUESTIONS, TERMS)), *trained]
+
+
+class AnalyseErrors(Parameters):
+    stem: ClassVar[str] = "07_analyse_errors"
+    encoder: str
+    examples: Count
+    resamples: Annotated[int, Field(ge=100)]
+
+    def inputs(self) -> list[Path]:
+        told = self.sibling(EvaluateModels.stem) / "tables" / "answers.parquet"
+        return [self.processed, told, *(ROOT / name for name in (JUDGED, QUESTIONS, TERMS))]
 
 
 class Summarise(Parameters):
@@ -321,7 +332,16 @@ class AuditClaims(Parameters):
 
 BY_STEM = {
     cls.stem: cls
-    for cls in (PrepareData, BuildEmbeddedModel, TrainLora, SearchHyperparameters, EvaluateModels, AuditClaims, Summarise)
+    for cls in (
+        PrepareData,
+        BuildEmbeddedModel,
+        TrainLora,
+        SearchHyperparameters,
+        EvaluateModels,
+        AnalyseErrors,
+        AuditClaims,
+        Summarise,
+    )
 }
 
 
