@@ -1,9 +1,10 @@
-"""Which of a question's key points an answer states: a small model over pairs of both, fitted on labelled answers."""
+"""Which of a question's key points an answer states, and which it contradicts: signals of each pair of both."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .signals import Item, Texts, content_words, numbers
+from .signals import Item, Texts, content_words, numbers, read, windows
+from .form import sentences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,28 +25,25 @@ def pair_signals(items: Sequence[Item], texts: Texts) -> "pd.DataFrame":
 
     rows, index = [], []
     for i, item in enumerate(items):
-        said = texts.vectors(windows := texts.windows(item.answer))
+        said = texts.vectors(spans := windows(read(item)))
         points, asked = texts.vectors(item.key_points), texts.vectors([item.question])[0]
-        known = texts.vectors(parts := texts.windows(item.reference))
-        stems, spoken = [_stems(window) for window in windows], numbers(item.answer)
+        known = texts.vectors(parts := windows(sentences(item.reference) or [item.reference]))
+        stems, spoken = [_stems(span) for span in spans], numbers(item.answer)
         everything = set().union(*stems)
         for p, point in enumerate(item.key_points):
-            likeness = said @ points[p]
-            source = known @ points[p]  # where the reference says it
-            wanted, told = _stems(point), numbers(point)
-            common = [len(wanted & one) / max(1, len(wanted)) for one in stems]
+            likeness, source = said @ points[p], (known @ points[p]).argmax()  # where the reference says it
+            wanted, told, origin = _stems(point), numbers(point), _stems(parts[source])
             others = np.delete(points, p, 0) @ said.T if len(points) > 1 else np.zeros((1, len(said)))
             index.append((i, p))
             rows.append(
                 {
                     "best": likeness.max(),
                     "mean": likeness.mean(),
-                    "source": (said @ known[source.argmax()]).max(),
-                    "source_words": len(_stems(parts[source.argmax()]) & everything)
-                    / max(1, len(_stems(parts[source.argmax()]))),
+                    "source": (said @ known[source]).max(),
+                    "source_words": len(origin & everything) / max(1, len(origin)),
                     "asked": float(points[p] @ asked),
                     "beyond_asked": likeness.max() - float(points[p] @ asked),
-                    "words_best": max(common),
+                    "words_best": max(len(wanted & one) for one in stems) / max(1, len(wanted)),
                     "words_any": len(wanted & everything) / max(1, len(wanted)),
                     "numbers": len(told & spoken) / len(told) if told else 0.5,
                     "other_points": others.max(),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import OF_FORM
+from .form import sentences
+from .judge import GOOD, RATINGS, categories_of
 from .signals import Item, Texts
 
 if TYPE_CHECKING:
@@ -11,49 +13,89 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def _redrawn(groups: Sequence, resamples: int, seed: int):
+    """Weights of the rows in each bootstrap sample of the groups, whose rows are drawn together."""
+    import numpy as np
+    import pandas as pd
+
+    number, names = pd.factorize(pd.Series([*groups]))
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[number].astype(float)
+
+
 def detection(
     marked: "pd.DataFrame", found: "pd.DataFrame", questions: Sequence[str], resamples: int = 999, seed: int = 0
 ) -> "pd.DataFrame":
-    """F1, precision and recall of each category (columns of both tables, rows are answers), with 95 % intervals of F1.
+    """F1, precision and recall of each category (columns of both tables; rows are answers), with 95 % intervals of F1.
 
-    Rows `all` and `form` are the macro means over all categories and over those of form; `good, accused` is the share of the
-    answers without a mark that are found to have one. Percentile bootstrap over questions, whose answers are drawn together. A
-    category that no answer has is left out of the means, and its F1 is NaN.
+    Rows `macro` and `macro of form` are means over the categories and over those of form; `good, accused` is the share of the
+    answers without a mark in which something is found. Percentile bootstrap over questions. A category that no answer has gets NaN,
+    and is left out of the means.
+
+    Raises:
+        ValueError: the tables differ in length or columns, or there is no answer.
     """
     import numpy as np
     import pandas as pd
 
+    if len(marked) != len(found) or len(marked) != len(questions) or not len(marked) or {*marked} != {*found}:
+        raise ValueError(
+            f"detection: {len(marked)} marked answers in {len({*marked})} categories, {len(found)} found in {len({*found})}, and "
+            f"{len(questions)} questions; give the same answers and categories to each, and at least one answer"
+        )
     y, z = marked.to_numpy(bool), found[marked.columns].to_numpy(bool)
-    number = pd.factorize(pd.Series([*questions]))[0]
-    form = np.isin(marked.columns, OF_FORM)
+    form, good = np.isin(marked.columns, OF_FORM), ~y.any(1)
+
+    def mean(values: "np.ndarray") -> float:
+        return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")
 
     def measure(weight: "np.ndarray") -> "np.ndarray":
         hits, marks, finds = ((weight[:, None] * part).sum(0) for part in (y & z, y, z))
         with np.errstate(invalid="ignore", divide="ignore"):
             f1 = np.where(marks > 0, 2 * hits / (marks + finds), np.nan)
-            good = ~y.any(1)
             accused = (weight * (good & z.any(1))).sum() / (weight * good).sum()
-        return np.array([*f1, np.nanmean(f1), np.nanmean(f1[form]), accused])
+        return np.array([*f1, mean(f1), mean(f1[form]), accused])
 
-    rng, drawn = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        times = np.bincount(rng.integers(number.max() + 1, size=number.max() + 1), minlength=number.max() + 1)
-        drawn.append(measure(times[number].astype(float)))
-    names = [*marked.columns, "all", "form", "good, accused"]
-    table = pd.DataFrame({"value": measure(np.ones(len(y)))}, index=names)
-    table["low"], table["high"] = np.nanquantile(drawn, 0.025, axis=0), np.nanquantile(drawn, 0.975, axis=0)
+    drawn = pd.DataFrame([measure(weight) for weight in _redrawn(questions, resamples, seed)])
+    table = pd.DataFrame({"value": measure(np.ones(len(y)))}, index=[*marked.columns, "macro", "macro of form", "good, accused"])
+    table["low"], table["high"] = drawn.quantile(0.025).to_numpy(), drawn.quantile(0.975).to_numpy()
+    table.loc[table.value.isna(), ["low", "high"]] = np.nan
     with np.errstate(invalid="ignore"):
         table["precision"] = pd.Series((y & z).sum(0) / z.sum(0), marked.columns)
         table["recall"] = pd.Series((y & z).sum(0) / y.sum(0), marked.columns)
-    table["marked"], table["found"] = pd.Series(y.sum(0), marked.columns), pd.Series(z.sum(0), marked.columns)
-    return table
+    return table.assign(marked=pd.Series(y.sum(0), marked.columns), found=pd.Series(z.sum(0), marked.columns))
+
+
+def validity(judged: "pd.DataFrame", rated: "pd.DataFrame", resamples: int = 999, seed: int = 0) -> "pd.DataFrame":
+    """Spearman's rank correlation of each rating with the authors', with 95 % intervals (percentile bootstrap over questions).
+
+    NaN where all ratings of one side are equal: nothing can be said then.
+    """
+    import numpy as np
+    import pandas as pd
+    from scipy.stats import rankdata
+
+    rows = {}
+    for name in RATINGS:
+        theirs, ours = np.array([one[name] for one in judged.ratings], float), rated[name].to_numpy(float)
+
+        def correlation(weight: "np.ndarray", theirs=theirs, ours=ours) -> float:
+            drawn = np.repeat(np.arange(len(theirs)), weight.astype(int))
+            if len({*theirs[drawn]}) < 2 or len({*ours[drawn]}) < 2:
+                return float("nan")
+            return float(np.corrcoef(rankdata(theirs[drawn]), rankdata(ours[drawn]))[0, 1])
+
+        drawn = [correlation(weight) for weight in _redrawn(judged.question_id, resamples, seed)]
+        value = correlation(np.ones(len(theirs)))
+        low, high = (np.nan, np.nan) if np.isnan(value) else np.nanquantile(drawn, [0.025, 0.975])
+        rows[name] = {"correlation": value, "low": low, "high": high, "answers": len(theirs)}
+    return pd.DataFrame(rows).T
 
 
 def zero_effort(items: Sequence[Item], categories: Sequence[str]) -> "pd.DataFrame":
     """What a minute's work finds: too short or too long, no full stop at the end, a sentence said twice, a list."""
     import pandas as pd
-
-    from .signals import sentences
 
     rows = []
     for item in items:
@@ -64,29 +106,18 @@ def zero_effort(items: Sequence[Item], categories: Sequence[str]) -> "pd.DataFra
     return pd.DataFrame(rows, columns=[*categories])
 
 
-def encoder_found(texts: Texts, train: "pd.DataFrame", judged: "pd.DataFrame") -> "pd.DataFrame":
-    """What logistic regression on embeddings finds: of the answer, and of its products with question and reference.
-
-    Fitted to the judged answers `train`; its thresholds are chosen as those of `Judge`, by cross-validation.
-    """
+def encoder_found(texts: Texts, train: "pd.DataFrame", judged: "pd.DataFrame", seed: int = 0) -> "pd.DataFrame":
+    """What an encoder classifier finds: logistic regression on embeddings of the answer and its products with question and
+    reference, fitted to the primary categories of `train`; the likeliest category of each answer in `judged`."""
     import numpy as np
-    import pandas as pd
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold, cross_val_predict
-
-    from .judge import FOLDS, labels_of, thresholds
 
     def rows(of: "pd.DataFrame") -> "np.ndarray":
         said, asked, known = (
-            texts.vectors([t.strip() or "-" for t in of[name]]) for name in ("answer", "question", "reference")
+            texts.vectors([text.strip()[:2000] or "-" for text in of[name]]) for name in ("answer", "question", "reference")
         )
-        return np.hstack([said, said * asked, said * known])
+        return np.hstack([said, said * asked * 10, said * known * 10])  # products are a tenth as large
 
-    x, marked, chances, unseen = rows(train), labels_of(train), {}, {}
-    for category in marked:
-        model, folds = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000), GroupKFold(FOLDS)
-        unseen[category] = cross_val_predict(
-            model, x, marked[category], groups=train.question_id, cv=folds, method="predict_proba"
-        )[:, 1]
-        chances[category] = model.fit(x, marked[category]).predict_proba(rows(judged))[:, 1]
-    return pd.DataFrame(chances) >= thresholds(pd.DataFrame(unseen), marked)
+    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000, random_state=seed)
+    chosen = model.fit(rows(train), train.primary.fillna(GOOD)).predict(rows(judged))
+    return categories_of([[] if name == GOOD else [{"category": name}] for name in chosen])
