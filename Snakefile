@@ -66,7 +66,8 @@ def prepared(corpus):
 
 
 REPORTS = [f"{OUT}/{stem}.ipynb" for stem in ("01_prepare_data", "02_build_embedded_model")]
-REPORTS += [f"{OUT}/{stem}.ipynb" for stem in ("05_search_hyperparameters", "06_evaluate_models", "12_audit_claims", "13_summarise")]
+REPORTS += [f"{OUT}/{stem}.ipynb" for stem in ("05_search_hyperparameters", "06_evaluate_models", "07_analyse_errors")]
+REPORTS += [f"{OUT}/{stem}.ipynb" for stem in ("12_audit_claims", "13_summarise")]
 REPORTS += [prepared(path.stem) for path in sorted(Path("notebooks/params/corpora").glob("*.yaml"))]
 REPORTS += [f"{OUT}/04_train_lora_{run}.ipynb" for run in RUNS]
 
@@ -196,6 +197,21 @@ rule evaluate_models:
         values=str(resolved("06_evaluate_models")),
     output:
         update(f"{OUT}/06_evaluate_models.ipynb"),
+    threads: THREADS
+    shell:
+        RUN_COMMAND
+
+
+rule analyse_errors:
+    input:
+        made_of("07_analyse_errors"),
+        f"{OUT}/06_evaluate_models.ipynb",
+        notebook="notebooks/07_analyse_errors.ipynb",
+    params:
+        files=files("07_analyse_errors"),
+        values=str(resolved("07_analyse_errors")),
+    output:
+        update(f"{OUT}/07_analyse_errors.ipynb"),
     threads: THREADS
     shell:
         RUN_COMMAND

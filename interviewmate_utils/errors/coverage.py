@@ -1,10 +1,11 @@
 """Which of a question's key points an answer states, and which it contradicts: signals of each pair of both."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from .signals import Item, Texts, content_words, numbers, read, windows
 from .form import sentences
+from .signals import Item, Texts, content_words, numbers, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +19,12 @@ def _stems(text: str) -> set[str]:
     return {stem(word) for word in content_words(text)}
 
 
+def _spoken(lines: Sequence[str]) -> list[set[str]]:
+    """Stems of each of `Texts.spans`."""
+    one = [_stems(line) for line in lines]
+    return [*one, *(first | second for first, second in pairwise(one))]
+
+
 def pair_signals(items: Sequence[Item], texts: Texts) -> "pd.DataFrame":
     """One row per item and key point (index: item, point): likeness in meaning and in words of the point to what is said."""
     import numpy as np
@@ -25,14 +32,15 @@ def pair_signals(items: Sequence[Item], texts: Texts) -> "pd.DataFrame":
 
     rows, index = [], []
     for i, item in enumerate(items):
-        said = texts.vectors(spans := windows(read(item)))
+        lines, parts = read(item), sentences(item.reference) or [item.reference]
+        said = texts.spans(lines)
         points, asked = texts.vectors(item.key_points), texts.vectors([item.question])[0]
-        known = texts.vectors(parts := windows(sentences(item.reference) or [item.reference]))
-        stems, spoken = [_stems(span) for span in spans], numbers(item.answer)
+        known, origins = texts.spans(parts), _spoken(parts)
+        stems, spoken = _spoken(lines), numbers(item.answer)
         everything = set().union(*stems)
         for p, point in enumerate(item.key_points):
             likeness, source = said @ points[p], (known @ points[p]).argmax()  # where the reference says it
-            wanted, told, origin = _stems(point), numbers(point), _stems(parts[source])
+            wanted, told, origin = _stems(point), numbers(point), origins[source]
             others = np.delete(points, p, 0) @ said.T if len(points) > 1 else np.zeros((1, len(said)))
             index.append((i, p))
             rows.append(

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 
 SHORT, LONG = 27, 255  # words; the guideline's "about 25" and "about 260"
-WORD = re.compile(r"[A-Za-z]+(?:['’][a-z]+)?|\d[\d.,]*")
-_LIST = re.compile(r"^[ \t]*(?:[-*•–]|\d+(?:\.\d+)*[.)]?|[a-z]\))[ \t]+\S.*$", re.MULTILINE)
-_BLOCK = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+\S.*|\*\*[^*\n]+\*\*.*|```.*|\|.*\|[ \t]*)$", re.MULTILINE)  # heading, bold lead, code, table
+WORD = re.compile(r"[A-Za-z]+(?:['\u2019][a-z]+)?|\d[\d.,]*")
+_LIST = re.compile(r"^[ \t]*(?:[-*\u2022\u2013]|\d+(?:\.\d+)*[.)]?|[a-z]\))[ \t]+\S.*$", re.MULTILINE)
+_BLOCK = re.compile(
+    r"^[ \t]*(?:#{1,6}[ \t]+\S.*|\*\*[^*\n]+\*\*.*|```.*|\|.*\|[ \t]*)$", re.MULTILINE
+)  # heading, bold lead, code, table
 _ECHO = re.compile(r"^[ \t]*(?:Question|Answer|Q|A|User|Assistant|System|Interviewer|Candidate)[ \t]*:.*$", re.MULTILINE)
 _MARKUP = re.compile(r"</?[a-z]+[^<>]*>|&(?:[a-z]+|#\d+);|\\(?:[a-zA-Z]+\b|[()\[\]])|\$(?![\d\s])[^$\n]{1,80}\$")
 _MOJIBAKE = re.compile(r"Ã.|â€.?|Â[^\w\s]?(?=\s|\W)|\ufffd|\\u[0-9a-f]{4}")
@@ -19,26 +21,30 @@ _OTHER_SCRIPT = re.compile(r"[\u0400-\u052f\u0590-\u06ff\u0900-\u0dff\u0e00-\u0e
 _SPACING = re.compile(r"[a-z]{2,}[,;?!][A-Za-z]{2,}|[a-z]{3,}\.[A-Z][a-z]+|\w* [.,;](?=\w)\w+")
 _EMOJI = re.compile(r"[\U0001F300-\U0001FAFF\u2600-\u27BF]")
 _COLLOQUIAL = re.compile(
-    r"\b(?:kinda|sorta|gonna|wanna|gotta|lemme|dunno|ain't|y'all|lol|lmao|omg|btw|tbh|imho|yeah|yep|yup|nope|nah|ooh|oops|ouch|meh|ugh|"
-    r"hey|wow|haha|dude|bro|folks|guys?|buddy|stuff|crap|heck|damn|hell|sucks?|cool|cute|crazy|awesome|super|chill|muppet|"
-    r"honestly|literally|totally|whatever|like,)(?!\w)",
+    r"\b(?:kinda|sorta|gonna|wanna|gotta|lemme|dunno|ain't|y'all|lol|lmao|omg|btw|tbh|imho|yeah|yep|yup|nope|nah|ooh|oops|ouch|"
+    r"meh|ugh|hey|wow|haha|dude|bro|folks|guys?|buddy|stuff|crap|heck|damn|hell|sucks?|cool|cute|crazy|awesome|super|chill|"
+    r"muppet|honestly|literally|totally|whatever|like,)(?!\w)",
     re.IGNORECASE,
 )
 _BOOKISH = re.compile(
-    r"\b(?:hereby|herein|heretofore|aforementioned|henceforth|thereof|thereby|wherein|whilst|pursuant|alas|behold|thus|in this (?:paper|section|essay)|"
-    r"the (?:author|candidate|undersigned|present (?:author|work))|dear (?:sir|madam|interviewer|all|team)|(?:best|kind) regards|sincerely)\b",
+    r"\b(?:hereby|herein|heretofore|aforementioned|henceforth|thereof|thereby|wherein|whilst|pursuant|alas|behold|thus|"
+    r"in this (?:paper|section|essay)|the (?:author|candidate|undersigned|present (?:author|work))|"
+    r"dear (?:sir|madam|interviewer|all|team)|(?:best|kind) regards|sincerely)\b",
     re.IGNORECASE,
 )
 _BRIEF = re.compile(
-    r"\b(?:in (?:one|a|two) (?:single )?(?:sentence|word|line)s?|in a nutshell|briefly|in short|(?:keep|make) (?:it|this) (?:short|brief)|"
-    r"(?:one|the) short answer|(?:one|just a) word|quick answer)\b",
+    r"(?:in (?:one|a|two) (?:single )?(?:sentence|word|line)s?|in a nutshell|briefly|in short|(?:keep|make) (?:it|this) "
+    r"(?:short|brief)|(?:one|the) short answer|(?:one|just a) word|quick answer)\b",
     re.IGNORECASE,
 )
 _ANNOUNCED = re.compile(
-    r"\b(two|three|four|five|six|seven) (?:\w+ )?(?:reasons|things|steps|points|parts|fixes|causes|ways|questions|checks|ideas|aspects)\b",
+    r"\b(two|three|four|five|six|seven) (?:\w+ )?"
+    r"(?:reasons|things|steps|points|parts|fixes|causes|ways|questions|checks|ideas|aspects)\b",
     re.IGNORECASE,
 )
-_LAST = re.compile(r"[.!?…][\"'”’)\]`*_]*$|[\U0001F300-\U0001FAFF\u2600-\u27BF]$|```$|</[a-z]+>$|\$\$?$|\\end\{\w+\}$|\|$")
+_LAST = re.compile(
+    r"[.!?…][\"'\u201d\u2019)\]`*_]*$|[\U0001F300-\U0001FAFF\u2600-\u27BF]$|```$|</[a-z]+>$|\$\$?$|\\end\{\w+\}$|\|$"
+)
 
 
 def words(text: str) -> list[str]:
@@ -78,10 +84,11 @@ def repeated_passage(text: str, size: int) -> str:
 
 
 def recurring(text: str, size: int, least: int) -> list[str]:
-    """Passages of `size` words, no formula, that occur `least` times or more, most frequent first."""
-    said = words(text)
-    grams = Counter(tuple(said[i : i + size]) for i in range(len(said) - size + 1))
-    return [" ".join(gram) for gram, count in grams.most_common() if count >= least and min(map(len, gram)) > 1]
+    """Passages of `size` words, no formula, that occur `least` times or more, as they first stand in the text."""
+    spots = list(WORD.finditer(text))
+    grams = [tuple(spot.group().lower() for spot in spots[i : i + size]) for i in range(len(spots) - size + 1)]
+    often = [gram for gram, count in Counter(grams).most_common() if count >= least and min(map(len, gram)) > 1]
+    return [text[spots[first].start() : spots[first + size - 1].end()] for first in map(grams.index, often)]
 
 
 def insistent_word(text: str, question: str) -> tuple[float, str]:

@@ -3,16 +3,17 @@
 Built on the development half of the judged answers; what it is worth on the other half stands in `07_analyse_errors`.
 """
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from . import CATEGORIES
+from .. import config
+from . import CATEGORIES, read_judged
 from .coverage import pair_signals, pairs
-from .form import breaches
+from .form import breaches, sentences
 from .signals import Corpus, Item, Texts, features, read
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 RATINGS = ("accuracy", "relevance", "completeness", "tone")  # 1 to 5 each
@@ -43,7 +44,7 @@ def _rater(seed: int):
 
 
 class Judge:
-    """Fitted to judged answers, labels and rates others. `texts` keeps what was embedded, `corpus` what is usual in the field."""
+    """Fitted to judged answers, labels and rates others. `texts` keeps embeddings, `corpus` says what is usual in the field."""
 
     def __init__(self, texts: Texts, corpus: Corpus, seed: int = 0) -> None:
         self.texts, self.corpus, self.seed = texts, corpus, seed
@@ -57,11 +58,15 @@ class Judge:
         from sklearn.preprocessing import StandardScaler
 
         items, groups, folds = items_of(judged), judged.question_id.to_numpy(), GroupKFold(FOLDS)
+        self._embed(items)
         told = pair_signals(items, self.texts)
         by_pair = groups[told.index.get_level_values("item")]
         self._points, unseen = {}, {}
         for name in ("covered", "contradicted"):
-            model, marked = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")), pairs([*judged[name]], items)
+            model, marked = (
+                make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")),
+                pairs([*judged[name]], items),
+            )
             # as it will be of new answers: by a model that has not seen the question
             unseen[name] = cross_val_predict(model, told, marked, groups=by_pair, cv=folds, method="predict_proba")[:, 1]
             self._points[name] = model.fit(told, marked)
@@ -85,23 +90,40 @@ class Judge:
 
     def judge(self, items: Sequence[Item]) -> "pd.DataFrame":
         """One row per item: `labels` as in the judged answers (category, subtype, severity 1 to 3, evidence), the four ratings
-        (1 to 5), `points` (chance of each key point to be covered) and the classifier's chances of `CONTENT` and 'good'."""
+        (1 to 5), `points` (chance of each key point to be covered) and the classifier's chances of `CONTENT` and 'good'.
+
+        An answer of more than `signals.MOST_WORDS` words is read for its meaning up to there.
+
+        Raises:
+            ValueError: there is no item, an answer is not text, or a question has no key points.
+        """
         import numpy as np
         import pandas as pd
 
+        if not items:
+            raise ValueError("judge: there is no answer to judge; give at least one")
+        for number, item in enumerate(items):
+            if not isinstance(item.answer, str):
+                raise ValueError(f"judge: answer {number} is {item.answer!r}; give text, '' for an answer that is empty")
+            if not len(item.key_points):
+                raise ValueError(
+                    f"judge: answer {number}: '{item.question[:60]}' has no key points; coverage cannot be judged without "
+                    "them, add `key_points` to the question or leave its answers out"
+                )
+        self._embed(items)
         told = pair_signals(items, self.texts)
         points = pd.DataFrame({n: model.predict_proba(told)[:, 1] for n, model in self._points.items()}, index=told.index)
         form = [self._form(item) for item in items]
         signals = self._signals(items, form, points)
         chances = pd.DataFrame(self._content.predict_proba(signals), columns=self._content.classes_)
-        chosen, severity = chances.idxmax(axis=1), np.clip(np.round(self._severity.predict(signals)), 1, 3).astype(int)
+        chosen, sure = chances.idxmax(axis=1), chances.max(axis=1) > 0.5  # likelier than all else together
+        severity = np.clip(np.round(self._severity.predict(signals)), 1, 3).astype(int)
         kinds = {category: model.predict(signals) for category, model in self._subtype.items()}
         labels = []
         for i, (item, marks) in enumerate(zip(items, form, strict=True)):
             found = dict(marks)
-            if not marks and chosen[i] != GOOD:
-                stated = points.covered.loc[i].to_numpy()
-                found[chosen[i], str(kinds[chosen[i]][i])] = self._evidence(chosen[i], item, stated)
+            if chosen[i] != GOOD and (sure[i] or not marks):  # of a breach of form, content is harder to read
+                found[chosen[i], str(kinds[chosen[i]][i])] = self._evidence(chosen[i], item)
             labels.append(
                 [
                     {"category": category, "subtype": kind, "severity": int(severity[i]), "evidence": shown[:3]}
@@ -111,6 +133,12 @@ class Judge:
         rated = {name: rater.predict(signals) for name, rater in self._raters.items()}
         by_item = points.covered.groupby("item").agg(list)
         return pd.DataFrame({"labels": labels, "points": by_item.to_numpy()} | rated).join(chances)
+
+    def _embed(self, items: Sequence[Item]) -> None:
+        """All that will be asked for, in large batches."""
+        given = [(*sentences(item.reference), item.reference, item.question, *item.key_points) for item in items]
+        said = [(*read(item), " ".join(read(item))) for item in items]
+        self.texts.add(text for part in (*given, *said) for text in part)
 
     def _form(self, item: Item) -> dict[tuple[str, str], list[str]]:
         """Breaches of form, and the same statement made again in other words, which takes the encoder to see."""
@@ -143,7 +171,7 @@ class Judge:
                 table[f"form: {category}"] = [float(any(name == category for name, _ in marks)) for marks in form]
         return table
 
-    def _evidence(self, category: str, item: Item, stated: "np.ndarray") -> list[str]:
+    def _evidence(self, category: str, item: Item) -> list[str]:
         """Passages that a reader should look at first: what a category is about, not a proof of it."""
         import numpy as np
 
@@ -156,8 +184,18 @@ class Judge:
         return [lines[i] for i in np.sort(np.argsort(worth)[: min(2, len(lines))])]
 
 
+def fitted(encoder, seed: int = 0) -> Judge:
+    """A judge with the project's questions and terms, fitted to the development half of the judged answers."""
+    texts, judged = Texts(encoder), read_judged()
+    rows = [json.loads(line) for line in (config.ROOT / config.QUESTIONS).read_text(encoding="utf-8").splitlines()]
+    terms = [line for line in (config.ROOT / config.TERMS).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return Judge(texts, Corpus(rows, terms, texts), seed).fit(judged[judged.part == "development"].reset_index(drop=True))
+
+
 def items_of(table: "pd.DataFrame") -> list[Item]:
-    """Items of a table with the columns answer, question, reference and key_points."""
+    """Items of a table with answer, question and reference; where it has no key_points, the reference's sentences are these."""
+    if "key_points" not in table:
+        table = table.assign(key_points=[sentences(text) or [text] for text in table.reference])
     return [Item(*row) for row in table[["answer", "question", "reference", "key_points"]].itertuples(index=False)]
 
 

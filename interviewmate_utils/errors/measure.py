@@ -30,8 +30,8 @@ def detection(
     """F1, precision and recall of each category (columns of both tables; rows are answers), with 95 % intervals of F1.
 
     Rows `macro` and `macro of form` are means over the categories and over those of form; `good, accused` is the share of the
-    answers without a mark in which something is found. Percentile bootstrap over questions. A category that no answer has gets NaN,
-    and is left out of the means.
+    answers without a mark in which something is found. Percentile bootstrap over questions. A category that no answer has gets
+    NaN, and is left out of the means.
 
     Raises:
         ValueError: the tables differ in length or columns, or there is no answer.
@@ -41,8 +41,8 @@ def detection(
 
     if len(marked) != len(found) or len(marked) != len(questions) or not len(marked) or {*marked} != {*found}:
         raise ValueError(
-            f"detection: {len(marked)} marked answers in {len({*marked})} categories, {len(found)} found in {len({*found})}, and "
-            f"{len(questions)} questions; give the same answers and categories to each, and at least one answer"
+            f"detection: {len(marked)} marked answers in {len({*marked})} categories, {len(found)} found in {len({*found})}, "
+            f"and {len(questions)} questions; give the same answers and categories to each, and at least one answer"
         )
     y, z = marked.to_numpy(bool), found[marked.columns].to_numpy(bool)
     form, good = np.isin(marked.columns, OF_FORM), ~y.any(1)
@@ -58,7 +58,9 @@ def detection(
         return np.array([*f1, mean(f1), mean(f1[form]), accused])
 
     drawn = pd.DataFrame([measure(weight) for weight in _redrawn(questions, resamples, seed)])
-    table = pd.DataFrame({"value": measure(np.ones(len(y)))}, index=[*marked.columns, "macro", "macro of form", "good, accused"])
+    table = pd.DataFrame(
+        {"value": measure(np.ones(len(y)))}, index=[*marked.columns, "macro", "macro of form", "good, accused"]
+    )
     table["low"], table["high"] = drawn.quantile(0.025).to_numpy(), drawn.quantile(0.975).to_numpy()
     table.loc[table.value.isna(), ["low", "high"]] = np.nan
     with np.errstate(invalid="ignore"):

@@ -1,10 +1,9 @@
-"""Signals of what an answer says: its terms and numbers, and how near in meaning its sentences come to question and reference."""
+"""Signals of what an answer says: its terms and numbers, and how near its sentences come to question and reference."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from .form import insistent_word, is_stop_word, sentences, words
@@ -17,8 +16,8 @@ MOST_WORDS = 1000  # of an answer that are read for their meaning; the rest of a
 _NUMBER = re.compile(r"(?<![A-Za-z])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 _NAME = re.compile(r"(?<=[a-z,;:] )[A-Z][A-Za-z-]{2,}")  # a capital within a sentence
 _SOURCE = re.compile(
-    r"\b(?:19|20)\d\d\b|\b(?:papers?|study|studies|studied|researchers|published|according to|introduced by|benchmark|framework|"
-    r"version|standard|developed|proved|theorem|law)\b",
+    r"\b(?:19|20)\d\d\b|\b(?:papers?|study|studies|studied|researchers|published|according to|introduced by|benchmark|"
+    r"framework|version|standard|developed|proved|theorem|law)\b",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
@@ -28,11 +27,13 @@ _ABSOLUTE = re.compile(
     r"\b(?:always|never|every|all|only|no|none|must|exactly|guarantee[sd]?|impossible|entirely|completely)\b"
 )
 _STOCK = re.compile(  # phrases that say nothing about a subject
-    r"best practices?|it depends|trade-off|(?:it is )?important to|crucial|key role|stakeholders?|business (?:objective|value|goal)s?|"
-    r"success criteria|structured|careful(?:ly)?|in practice|in general|as so often|state[- ]of[- ]the[- ]art|robust|scalable|leverage|"
+    r"best practices?|it depends|trade-off|(?:it is )?important to|crucial|key role|stakeholders?|success criteria|"
+    r"business (?:objective|value|goal)s?|structured|careful(?:ly)?|in practice|in general|as so often|robust|scalable|"
+    r"state[- ]of[- ]the[- ]art|leverage|"
     r"ensur(?:e|ing)|(?:several|many|different|various) (?:aspects|factors|approaches|ways)|a number of|requirements|"
-    r"the (?:first|second|third|next|last) step|finally, i would|in (?:conclusion|summary)|overall|proactive|right tool|silver bullet|"
-    r"case by case|mindset|fundamental|holistic|comprehensive|continuous(?:ly)? (?:improv|monitor|learn)\w+|lessons learned|"
+    r"the (?:first|second|third|next|last) step|finally, i would|in (?:conclusion|summary)|overall|proactive|right tool|"
+    r"silver bullet|case by case|mindset|fundamental|holistic|comprehensive|"
+    r"lessons learned|continuous(?:ly)? (?:improv|monitor|learn)\w+|"
     r"high[- ]quality|strengths and weaknesses|use case|at the end of the day|team player|best of both worlds",
     re.IGNORECASE,
 )
@@ -74,6 +75,14 @@ class Texts:
         self.add(texts)
         return np.stack([self.known[text] for text in texts])
 
+    def spans(self, lines: Sequence[str]) -> "np.ndarray":
+        """Unit vectors of sentences, and of each two neighbours (the mean of theirs), since a point may need both."""
+        import numpy as np
+
+        one = self.vectors(lines)
+        two = one[:-1] + one[1:]
+        return np.vstack([one, two / np.linalg.norm(two, axis=1, keepdims=True)])
+
 
 class Corpus:
     """What the project's own questions and answers say about the field: which words are usual, which question lies near.
@@ -103,11 +112,6 @@ def read(item: Item) -> list[str]:
     return sentences(start) or [start.strip()[:2000] or "-"]
 
 
-def windows(lines: Sequence[str]) -> list[str]:
-    """Sentences, and each two that follow each other, since a point may need both."""
-    return [*lines, *(f"{one} {two}" for one, two in pairwise(lines))]
-
-
 def content_words(text: str) -> list[str]:
     """Words that carry a subject: no stop words."""
     return [word for word in words(text) if not is_stop_word(word) and len(word) > 1]
@@ -128,8 +132,6 @@ def features(items: Sequence[Item], texts: Texts, corpus: Corpus) -> "pd.DataFra
     """Signals of each item, one row each."""
     import pandas as pd
 
-    texts.add(text for item in items for text in windows(read(item)))
-    texts.add(text for item in items for text in (*sentences(item.reference), item.reference, item.question, *item.key_points))
     return pd.DataFrame([_wording(item, corpus) | _meaning(item, texts, corpus) for item in items])
 
 
@@ -215,7 +217,7 @@ def _place(item: Item, texts: Texts, corpus: Corpus, whole, parts, known) -> dic
     """How many questions of the corpus an answer fits better than its own, by four measures (as log(1 + rank))."""
     import numpy as np
 
-    said = texts.vectors(windows(read(item)))
+    said = texts.spans(read(item))
     to_points = (texts.vectors(corpus.points) @ said.T).max(1)
     by_question = np.bincount(corpus.point_of, to_points) / np.bincount(corpus.point_of)
     own = {

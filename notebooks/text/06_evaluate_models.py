@@ -27,6 +27,7 @@ from IPython.display import Markdown, display
 
 from interviewmate_utils import answering, data, errors, lora, metrics, models, plots, provenance, results, similarity, stats
 from interviewmate_utils.config import ROOT, EvaluateModels
+from interviewmate_utils.errors import judge, measure
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below data/processed/ and reports/
@@ -265,6 +266,43 @@ fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", n
 plots.save(fig, "groups", params.output)
 
 # %% [markdown]
+# ## Answer quality, as far as it can be rated
+#
+# Accuracy (key points stated, contradicted), relevance, completeness and tone, 1 to 5 each, rated by a small model that was fitted to the development
+# half of the judged answers (`07_analyse_errors` shows what it is made of). A rating is worth what its rank correlation with the
+# authors' ratings on other answers is worth, so that stands above each panel: on the test half, and on 100 real outputs, which are nearer to
+# these answers (nan: all of those were rated alike). Where it is low, or its interval wide, do not read the panel.
+
+# %%
+judging, valid = judge.fitted(encoder_model, params.seed), {}
+for part in ("test", "model"):
+    group = judged[judged.part == part].reset_index(drop=True)
+    valid[part] = measure.validity(group, judging.judge(judge.items_of(group)), params.resamples, params.seed)
+validity = pd.concat(valid, names=["answers", "rating"])
+validity.round(2)
+
+# %%
+told = pd.DataFrame([(who, i, text) for (who, _), texts in answers.items() for i, text in enumerate(texts)])
+told.columns = ["system", "item", "answer"]
+known = test.to_pandas().rename(columns={data.QUESTION: "question", data.ANSWER: "reference"})
+rated = told.join(known[known.columns.intersection(["question", "reference", "key_points"])], on="item")
+rated = rated.join(judging.judge(judge.items_of(rated))[[*judge.RATINGS]])
+ratings = rated.groupby(["system", "item"])[[*judge.RATINGS]].mean()
+
+# %%
+fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), sharex=True, sharey=True)
+for ax, name in zip(axes, judge.RATINGS, strict=True):
+    bounds = [stats.mean_interval(ratings[name][who], params.resamples, params.seed) for who in names]
+    shown = pd.DataFrame(bounds, columns=["low", "high"], index=names).assign(mean=ratings[name].groupby("system").mean())
+    plots.interval_bars(shown, "mean", "low", "high", "", ax)
+    half, real = (table.loc[name] for table in valid.values())
+    ax.set_title(f"{name}\ntest half: {half.correlation:.2f} ({half.low:.2f} to {half.high:.2f})\nreal outputs: {real.correlation:.2f}")
+fig.supxlabel("rating, 1 to 5 (mean over questions, 95 % BCa interval); above, its rank correlation with the authors' ratings")
+plots.save(fig, "ratings", params.output)
+
+# %% [markdown]
+# ## Against retrieval
+#
 # The second half of the question: against retrieval, and retrieval and the few-shot base against the base. All this stands outside the Holm
 # family above, so it is exploratory. Beside it, what the answers of randomly drawn training questions score: how much of ROUGE-L is our
 # register, whatever the subject.
@@ -292,7 +330,7 @@ Markdown("\n".join(f"- {line}" for line in [*lines, f"Answers to randomly drawn 
 told = {f"{name}, seed {k}" if k else name: texts for (name, k), texts in answers.items()}
 answers_table = pd.DataFrame({"question": questions, "reference": references} | told)
 tables = {"scores": scores, "summary": summary, "verdicts": verdicts, "answers": answers_table, "means": means}
-for name, table in (tables | {"seeds": seed_spread, "groups": groups, "card": card}).items():
+for name, table in (tables | {"seeds": seed_spread, "groups": groups, "card": card, "validity": validity}).items():
     results.write_table(table, name, params.output)
 numbers = {f"{n.replace(' ', '_')}_rouge_l_score": wide[n].mean() for n in names}
 numbers |= {f"{n.replace(' ', '_')}_perplexity_score": value for n, value in perplexity.items()}
