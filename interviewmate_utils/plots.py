@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Tol's muted scheme (2021), for the further runs, of which no figure shows many
 OTHERS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
+DIFFICULTY = {"easy": 1, "medium": 2, "hard": 3}  # every other group by its name
 FIXED = {"base": "#7F7F7F", "retrieval": "#E69F00", "run A": "#0072B2", "run B": "#009E73", "run C": "#CC79A7"}
 FIXED |= {"few-shot base": "#000000", "run enhanced": "#D55E00", "train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 FIXED |= dict(zip((f"run {name}" for name in ("full", "dora", "rslora", "pissa", "olora")), OTHERS, strict=False))
@@ -86,13 +87,14 @@ def interval_bars(table: "pd.DataFrame", value: str, low: str, high: str, label:
 def group_differences(table: "pd.DataFrame", label: str, axes: "Axes") -> None:
     """Differences of several systems by group (`stats.by_group`, rows of one `label`): a dot each, with its interval."""
     table = table[table.label == label]
-    groups, systems = [*dict.fromkeys(table.group)], [*dict.fromkeys(table.system)]
+    groups = sorted(dict.fromkeys(table.group), key=lambda group: DIFFICULTY.get(group, 0))
+    systems = [*dict.fromkeys(table.system)]
     for row in table.itertuples():
         place = groups.index(row.group) + 0.7 * ((systems.index(row.system) + 0.5) / len(systems) - 0.5)
         axes.errorbar(row.difference, place, xerr=_either_side(row.difference, row.low, row.high),
                       fmt="o" if row.low == row.low else "x", color=colour(row.system), capsize=2, markersize=5,
                       label=row.system if row.group == groups[0] else None)  # fmt: skip
-    counts = table.drop_duplicates("group").n
+    counts = table.drop_duplicates("group").set_index("group").n[groups]
     axes.set_yticks(range(len(groups)), [f"{group} ({count})" for group, count in zip(groups, counts, strict=True)])
     axes.set(ylim=(len(groups) - 0.5, -0.5), title=label.replace("_", " "))
     axes.axvline(0, color=colour("base"), ls="--")

@@ -34,16 +34,17 @@ REMEDIES = {
 
 
 def suggest(labels: "pd.DataFrame", shares: "pd.DataFrame", least: float = 0.05) -> "pd.DataFrame":
-    """A remedy for each category whose share (`low` of `shares`, index: category) is surely above `least`, most frequent first.
+    """A remedy for each category whose share is surely above `least`, most frequent first.
 
+    `shares`: `mean`, `low` and `high` of each category (index).
     `labels`: one row per label found, with `category` and `subtype`; the remedy is that of the category's commonest subtype.
     """
     import pandas as pd
 
     rows = []
-    for category, share in shares[shares.low > least].sort_values("share", ascending=False).iterrows():
+    for category, share in shares[shares.low > least].sort_values("mean", ascending=False).iterrows():
         kinds = labels[labels.category == category].subtype.value_counts()
-        shown = f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%}) of answers"
+        shown = f"{share['mean']:.0%} ({share.low:.0%} to {share.high:.0%}) of answers"
         rows.append(
             (category, shown, f"{kinds.index[0]} ({kinds.iloc[0] / kinds.sum():.0%})", REMEDIES[category, kinds.index[0]])
         )

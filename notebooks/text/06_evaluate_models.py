@@ -71,6 +71,9 @@ Markdown(f"{len(test)} questions. The nearest training question has a median cos
 # Every model answers the same prompts, greedily, in batches that share a KV cache. The perplexity of the reference answer
 # needs no generation. It is per token of this tokenizer, over the reference as cut at `max_length`, so it compares models
 # within a profile only.
+#
+# The base is the control: what it scores is earned without our answers. It answers once more with worked examples before each question
+# (few-shot), the same for all, drawn from the training part. It has no training seed; 0 stands for that.
 
 # %%
 tokenizer = models.load_tokenizer(params.model)
@@ -78,10 +81,6 @@ rows = [dict(row) for row in test.select_columns(["input_ids", "labels"])]
 options = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
 options |= {"repetition_penalty": params.repetition_penalty}
 worked, losses = answering.worked_examples(list(dataset["train"]), params.shots, params.seed), {}
-
-# %% [markdown]
-# The base is the control: what it scores is earned without our answers. It answers once more with worked examples before each question
-# (few-shot), the same for all, drawn from the training part. It has no training seed; 0 stands for that.
 
 # %%
 folders = {("base", 0): None} | {(f"run {run}", k): params.weights_of(run, k) for run in params.runs for k in params.seeds}
@@ -201,8 +200,7 @@ Markdown("\n".join(f"- {text}" for text in sentences))
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3))
-intervals = [stats.mean_interval(wide[name], params.resamples, params.seed) for name in names]
-means = pd.DataFrame(intervals, columns=["low", "high"], index=names).assign(mean=wide.mean())
+means = stats.mean_intervals(wide, params.resamples, params.seed)
 plots.interval_bars(means, "mean", "low", "high", "ROUGE-L F1 (mean, 95 % BCa interval)", left)
 plots.interval_bars(verdicts, "difference", "low", "high", "difference to the base (95 % BCa interval)", right)
 right.axvline(0, color=plots.colour("base"), ls="--")
@@ -278,25 +276,24 @@ judging, valid = judge.fitted(encoder_model, params.seed), {}
 for part in ("test", "model"):
     group = judged[judged.part == part].reset_index(drop=True)
     valid[part] = measure.validity(group, judging.judge(judge.items_of(group)), params.resamples, params.seed)
-validity = pd.concat(valid, names=["answers", "rating"])
-validity.round(2)
-
-# %%
 told = pd.DataFrame([(who, i, text) for (who, _), texts in answers.items() for i, text in enumerate(texts)])
 told.columns = ["system", "item", "answer"]
 known = test.to_pandas().rename(columns={data.QUESTION: "question", data.ANSWER: "reference"})
 rated = told.join(known[known.columns.intersection(["question", "reference", "key_points"])], on="item")
 rated = rated.join(judging.judge(judge.items_of(rated))[[*judge.RATINGS]])
 ratings = rated.groupby(["system", "item"])[[*judge.RATINGS]].mean()
+validity = pd.concat(valid, names=["answers", "rating"])
+validity.round(2)
 
 # %%
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.4), sharex=True, sharey=True)
 for ax, name in zip(axes, judge.RATINGS, strict=True):
-    bounds = [stats.mean_interval(ratings[name][who], params.resamples, params.seed) for who in names]
-    shown = pd.DataFrame(bounds, columns=["low", "high"], index=names).assign(mean=ratings[name].groupby("system").mean())
+    shown = stats.mean_intervals(ratings[name].unstack("system")[names], params.resamples, params.seed)
     plots.interval_bars(shown, "mean", "low", "high", "", ax)
     half, real = (table.loc[name] for table in valid.values())
-    ax.set_title(f"{name}\ntest half: {half.correlation:.2f} ({half.low:.2f} to {half.high:.2f})\nreal outputs: {real.correlation:.2f}")
+    ax.set_title(
+        f"{name}\ntest half: {half.correlation:.2f} ({half.low:.2f} to {half.high:.2f})\nreal outputs: {real.correlation:.2f}"
+    )
 fig.supxlabel("rating, 1 to 5 (mean over questions, 95 % BCa interval); above, its rank correlation with the authors' ratings")
 plots.save(fig, "ratings", params.output)
 

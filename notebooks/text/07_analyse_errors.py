@@ -145,16 +145,12 @@ systems = list(dict.fromkeys(long.system))
 
 # %%
 by_item = flags.groupby(["system", "question"])[names].mean()
-rows = []
-for system in systems:
-    for category in names:
-        share = by_item.loc[system][category]
-        low, high = stats.mean_interval(share, params.resamples, params.seed)
-        rows.append({"system": system, "category": category, "share": share.mean(), "low": low, "high": high})
-shares = pd.DataFrame(rows)
+wide = {category: by_item[category].unstack("system")[systems] for category in names}
+shares = {category: stats.mean_intervals(table, params.resamples, params.seed) for category, table in wide.items()}
+shares = pd.concat(shares, names=["category", "system"])
 fig, axes = plt.subplots(2, 4, figsize=(12, 5.6), sharex=True, sharey=True)
 for ax, category in zip(axes.flat, names, strict=True):
-    plots.interval_bars(shares[shares.category == category].set_index("system"), "share", "low", "high", "", ax)
+    plots.interval_bars(shares.loc[category], "mean", "low", "high", "", ax)
     ax.set(title=category, xlim=(-0.03, 1.03))
 fig.supxlabel("share of the questions in whose answer it is found (mean over seeds, 95 % BCa interval)")
 plots.save(fig, "shares", params.output)
@@ -166,12 +162,8 @@ plots.save(fig, "shares", params.output)
 # this is exploratory; read what stands out by far.
 
 # %%
-others = [name for name in systems if name != "base"]
-changes = [
-    stats.verdicts(by_item[category].unstack("system")[["base", *others]], "base", params.resamples, params.seed)
-    for category in names
-]
-change = pd.concat(dict(zip(names, changes, strict=True)), names=["category", "system"])
+change = {category: stats.verdicts(table, "base", params.resamples, params.seed) for category, table in wide.items()}
+change = pd.concat(change, names=["category", "system"])
 fig, axes = plt.subplots(2, 4, figsize=(12, 5.2), sharex=True, sharey=True)
 for ax, category in zip(axes.flat, names, strict=True):
     plots.interval_bars(change.loc[category], "difference", "low", "high", "", ax)
@@ -236,7 +228,7 @@ plots.show_marked(shown[["error", "question", "answer", "reference", "evidence"]
 # %%
 total = by_item.mean(axis=1).groupby("system").mean()
 best = total[total.index.str.startswith("run")].idxmin()
-advice = remedies.suggest(spread[spread.system == best], shares[shares.system == best].set_index("category"))
+advice = remedies.suggest(spread[spread.system == best], shares.xs(best, level="system"))
 display(Markdown(f"For **{best}**:"), plots.show_texts(advice, list(advice.columns)))
 
 # %% [markdown]
@@ -249,12 +241,19 @@ display(Markdown(f"For **{best}**:"), plots.show_texts(advice, list(advice.colum
 # - With the embedded model these shares show the method; none is Falcon-RW-1B's.
 
 # %%
-tables = {"detection": detected["rules and classifier"], "real": on_real, "shares": shares, "change": change.reset_index()}
+tables = {
+    "detection": detected["rules and classifier"],
+    "real": on_real,
+    "shares": shares.reset_index(),
+    "change": change.reset_index(),
+}
 for name, table in tables.items():
     results.write_table(table, name, params.output)
 ours = detected["rules and classifier"].value
 numbers = {"macro_f1_score": ours["macro"], "form_f1_score": ours["macro of form"], "accused_score": ours["good, accused"]}
 numbers |= {f"{name.replace(' ', '_')}_errors_score": value for name, value in (total * len(names)).items()}
 row = detected["rules and classifier"].loc["macro"]
-headline = f"Errors are found with a macro-F1 of {row.value:.2f} ({row.low:.2f} to {row.high:.2f}) on {len(test)} judged answers."
+headline = (
+    f"Errors are found with a macro-F1 of {row.value:.2f} ({row.low:.2f} to {row.high:.2f}) on {len(test)} judged answers."
+)
 print("Saved", results.write_results(params, numbers, headline=headline).relative_to(ROOT))
