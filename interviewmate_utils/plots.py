@@ -141,35 +141,6 @@ def show_items(table: "pd.DataFrame", title: str) -> Any:
     return HTML("".join(parts).replace("\n", "<br>"))
 
 
-def highlighted(text: str, passages: Sequence[str]) -> str:
-    """A text as HTML, escaped, with the `passages` that occur in it (first place, any case) in `<mark>`."""
-    spans: list[list[int]] = []
-    places = ((text.lower().find(passage.lower()), len(passage)) for passage in passages if passage.strip())
-    for start, size in sorted(place for place in places if place[0] >= 0):
-        if spans and start <= spans[-1][1]:
-            spans[-1][1] = max(spans[-1][1], start + size)
-        else:
-            spans.append([start, start + size])
-    end, parts = 0, []
-    for first, last in spans:
-        parts += [escape(text[end:first]), "<mark>", escape(text[first:last]), "</mark>"]
-        end = last
-    return "".join([*parts, escape(text[end:])])
-
-
-def show_marked(table: "pd.DataFrame", title: str, text: str, passages: str) -> Any:
-    """Every row under its `title`: its `text` with `passages` highlighted, then the other columns; all of it is escaped."""
-    from IPython.display import HTML
-
-    parts = []
-    for _, row in table.iterrows():
-        others = row.drop([title, text, passages]).items()
-        rest = "".join(f"<dt><b>{escape(str(n))}</b></dt><dd>{escape(str(t))}</dd>" for n, t in others)
-        told = highlighted(str(row[text]), row[passages])
-        parts.append(f"<div class=marked><h4>{escape(str(row[title]))}</h4><p>{told}</p><dl>{rest}</dl></div>")
-    return HTML("".join(parts).replace("\n", "<br>"))
-
-
 def show_texts(table: "pd.DataFrame", columns: Sequence[str]) -> Any:
     """Texts side by side, wrapped; they are escaped, so that HTML in an answer shows as text."""
     from IPython.display import HTML

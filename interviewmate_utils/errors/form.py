@@ -170,7 +170,7 @@ def breaches(text: str, question: str, vocabulary: Mapping[str, int]) -> dict[tu
     if sound:
         found["format", "style"] = _style(text, vocabulary)
         found |= {("repetitive", subtype): shown for subtype, shown in _repetition(text, question).items()}
-        found["incomplete", "truncated"] = [text.rstrip()[-80:]] if unfinished(text) else []
+        found["incomplete", "truncated"] = [text.rstrip()[-80:].split(" ", 1)[-1]] if unfinished(text) else []
     found["length mismatch", "inconsistent"] = _other_than_announced(text)
     found["length mismatch", "too short"] = [text.strip() or "(empty)"] if count <= SHORT else []
     found["length mismatch", "too long"] = [" ".join(text.split()[-12:])] if count > LONG else []

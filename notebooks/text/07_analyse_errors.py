@@ -23,7 +23,7 @@ from IPython.display import Markdown, display
 
 from interviewmate_utils import data, errors, plots, provenance, results, similarity, stats
 from interviewmate_utils.config import ROOT, AnalyseErrors, EvaluateModels
-from interviewmate_utils.errors import judge, measure, remedies
+from interviewmate_utils.errors import judge, measure, remedies, show
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the folders below data/processed/ and reports/
@@ -131,7 +131,8 @@ on_real.round(2)
 # ## The systems
 #
 # What is found in the test answers of `06_evaluate_models`: the share of questions, a run's mean over its seeds, with its 95 % BCa interval
-# over questions. These are shares *found*. The table above says how many of a category's errors are missed.
+# over questions. These are shares *found*: above each panel stands how many of a category's errors in the 100 real outputs were. Where
+# that is few, the panel says nothing about how often the error is made.
 
 # %%
 told = results.read_table("answers", params.sibling(EvaluateModels.stem))
@@ -148,10 +149,14 @@ by_item = flags.groupby(["system", "question"])[names].mean()
 wide = {category: by_item[category].unstack("system")[systems] for category in names}
 shares = {category: stats.mean_intervals(table, params.resamples, params.seed) for category, table in wide.items()}
 shares = pd.concat(shares, names=["category", "system"])
-fig, axes = plt.subplots(2, 4, figsize=(12, 5.6), sharex=True, sharey=True)
+fig, axes = plt.subplots(2, 4, figsize=(12, 6), sharex=True, sharey=True)
 for ax, category in zip(axes.flat, names, strict=True):
     plots.interval_bars(shares.loc[category], "mean", "low", "high", "", ax)
-    ax.set(title=category, xlim=(-0.03, 1.03))
+    there = on_real.loc[category]
+    ax.set(
+        title=f"{category}\n(found {np.nan_to_num(there.recall * there.marked):.0f} of {there.marked:.0f} real)",
+        xlim=(-0.03, 1.03),
+    )
 fig.supxlabel("share of the questions in whose answer it is found (mean over seeds, 95 % BCa interval)")
 plots.save(fig, "shares", params.output)
 
@@ -185,6 +190,7 @@ together = together.div(np.diag(together), axis=0).where(~np.eye(len(names), dty
 fig, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6))
 sns.heatmap(together, annot=True, fmt=".2f", cmap="cividis", vmin=0, vmax=1, cbar=False, ax=left)
 left.set(xlabel="also found", ylabel="found")
+left.grid(False)
 if "subfield" in known:
     field = runs.question.map(known.subfield)
     where = runs.groupby(field)[names].mean()
@@ -217,7 +223,7 @@ mine = spread[spread.system.str.startswith("run")].sort_values("severity", ascen
 shown = [mine[mine.category == name].drop_duplicates("question").head(params.examples) for name in names]
 shown = pd.concat(shown).assign(error=lambda t: t.category + ": " + t.subtype + ", severity " + t.severity.astype(str))
 shown["error"] += " (" + shown.who + ")"
-plots.show_marked(shown[["error", "question", "answer", "reference", "evidence"]], "error", "answer", "evidence")
+show.show_marked(shown)
 
 # %% [markdown]
 # ## What to try
