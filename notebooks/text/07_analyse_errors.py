@@ -242,6 +242,7 @@ display(Markdown(f"For **{best}**:"), plots.show_texts(advice, list(advice.colum
 #
 # - The test half was written for this purpose: each answer has one error put into it on purpose. Real answers fail in several ways at once, and
 #   the real outputs above are all of a tiny model. Of a good model's answers, expect most of what is wrong in content to be missed.
+# - The good answers of both halves share a terse voice, so good answers in another voice may be accused more often.
 # - The marks are a language model's. F1 says how far we agree with it.
 # - The classifier learnt from 110 answers. Subtypes of content and severity are rough.
 # - With the embedded model these shares show the method; none is Falcon-RW-1B's.
