@@ -58,14 +58,14 @@ def test_damage_is_found_and_shown(label: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Question: What is it?\nAnswer: A thing that one can name, weigh and put back where it was before anyone came to look at "
-        "it again, as I said.",
-        "It\u00e2\u20ac\u2122s a mean, and the mean isn\u00e2\u20ac\u2122t robust, so one far value moves it as far as it likes, while "
-        "the median stays where it was before that.",
-        "\\frac{a}{b} is what \\alpha says of \\beta, and with $x$ and $y$ in place of both one gets the same thing once again as "
-        "it was at first here.",
-        "I would look at the\u5b9a\u5411 of the data first and only then fit the model, since a model that is fit before anyone "
-        "looks is fit to errors in it.",
+        "Question: What is it?\nAnswer: A thing that one can name, weigh and put back where it was before anyone came "
+        "to look at it again, as I said.",
+        "It\u00e2\u20ac\u2122s a mean, and the mean isn\u00e2\u20ac\u2122t robust, so one far value moves it as far as "
+        "it likes, while the median stays where it was before that.",
+        "\\frac{a}{b} is what \\alpha says of \\beta, and with $x$ and $y$ in place of both one gets the same thing "
+        "once again as it was at first here.",
+        "I would look at the\u5b9a\u5411 of the data first and only then fit the model, since a model that is fit before "
+        "anyone looks is fit to errors in it.",
     ],
 )
 def test_broken_text_is_a_matter_of_format(text: str) -> None:
@@ -163,8 +163,12 @@ def test_answers_as_nobody_should_write_them(judging) -> None:
 
 def test_without_key_points_the_references_sentences_stand_for_them() -> None:
     row = CORPUS[0]
-    [item] = judge.items_of(pd.DataFrame([{"answer": "So it is.", "question": row["question"], "reference": row["answer"]}]))
+    told = {"answer": "So it is.", "question": row["question"], "reference": row["answer"]}
+    [item] = judge.items_of(pd.DataFrame([told]))
     assert item.key_points == form.sentences(row["answer"])
+    listed = [np.array(["a", "b"], object), ["a", "b"], "a; b", None, float("nan"), []]
+    found = [item.key_points for item in judge.items_of(pd.DataFrame([told | {"key_points": one} for one in listed]))]
+    assert found == [["a", "b"]] * 2 + [form.sentences(row["answer"])] * 4
 
 
 @pytest.mark.parametrize(

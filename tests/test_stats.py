@@ -69,6 +69,11 @@ def test_bca_interval_equals_scipy() -> None:
     assert (found["low"], found["high"]) == pytest.approx(tuple(other), abs=0.05 * width)  # Monte Carlo error of 9,999
 
 
+def test_two_items_have_an_interval() -> None:
+    assert stats.mean_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
+    assert np.isfinite(stats.mean_interval(np.array([0.2, 0.4, 0.9, 0.9]), clusters=["a", "a", "b", "b"])).all()
+
+
 def test_effect_size_by_hand() -> None:
     found = stats.compare_paired(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.2, 0.4, 0.3, 0.9]))
     # differences 0.1, 0.2, 0, 0.5: mean 0.2, sum of squares about it 0.14, variance 0.14 / 3

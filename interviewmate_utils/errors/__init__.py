@@ -18,7 +18,7 @@ CATEGORIES = {
     "off-topic": ("question misread", "context confused", "irrelevant"),
     "format": ("structure", "style", "presentation"),
 }
-OF_FORM = ("length mismatch", "incomplete", "repetitive", "format")  # to be seen without knowing the subject
+OF_FORM = ("length mismatch", "incomplete", "repetitive", "format")  # mostly to be seen without knowing the subject
 
 
 def read_judged() -> "pd.DataFrame":

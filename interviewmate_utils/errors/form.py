@@ -71,6 +71,12 @@ def unfinished(text: str) -> bool:
     return bool(words(end)) and (not _LAST.search(end) or end.endswith(("...", "…")))
 
 
+def ending(text: str, size: int) -> str:
+    """The last `size` words, as they stand in the text."""
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    return text[starts[-size:][0] :].rstrip() if starts else ""
+
+
 def repeated_passage(text: str, size: int) -> str:
     """The first passage of `size` words that comes again later without overlap, as it stands in the text."""
     spots = list(WORD.finditer(text))
@@ -155,7 +161,7 @@ def _other_than_announced(text: str) -> list[str]:
     parts = [len(words(part)) for part in re.split(r"\b(?:First|Second|Third|Fourth|Fifth|Sixth)(?:ly)?\b[,:]?", text)[1:]]
     announced = _ANNOUNCED.search(text)
     if announced and len(parts) > 1 and parts[0] > 60 and max(parts[1:]) < 10:
-        return [announced.group(), " ".join(text.split()[-8:])]
+        return [announced.group(), ending(text, 8)]
     return []
 
 
@@ -170,8 +176,8 @@ def breaches(text: str, question: str, vocabulary: Mapping[str, int]) -> dict[tu
     if sound:
         found["format", "style"] = _style(text, vocabulary)
         found |= {("repetitive", subtype): shown for subtype, shown in _repetition(text, question).items()}
-        found["incomplete", "truncated"] = [text.rstrip()[-80:].split(" ", 1)[-1]] if unfinished(text) else []
+        found["incomplete", "truncated"] = [ending(text, 12)] if unfinished(text) else []
     found["length mismatch", "inconsistent"] = _other_than_announced(text)
     found["length mismatch", "too short"] = [text.strip() or "(empty)"] if count <= SHORT else []
-    found["length mismatch", "too long"] = [" ".join(text.split()[-12:])] if count > LONG else []
+    found["length mismatch", "too long"] = [ending(text, 12)] if count > LONG else []
     return {label: shown for label, shown in found.items() if shown}

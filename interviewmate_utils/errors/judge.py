@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from .. import config
-from . import CATEGORIES, read_judged
+from . import CATEGORIES, OF_FORM, read_judged
 from .coverage import pair_signals, pairs
 from .form import breaches, sentences
-from .signals import Corpus, Item, Texts, features, read
+from .signals import AGAIN, NEARLY, Corpus, Item, Texts, features, read, repetition
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ GOOD, FOLDS = "good", 10
 
 
 def _classifier(seed: int):
-    """Mean of two logistic regressions, one of them on ranks, and a forest: on 110 answers none of the three is best at all."""
+    """Mean of two logistic regressions, one of them on ranks, and a forest: on 110 answers none is best for all categories."""
     from sklearn.ensemble import ExtraTreesClassifier, VotingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -75,22 +75,26 @@ class Judge:
         primary = judged.primary.fillna(GOOD).to_numpy()
         clear = [not marks and name in (GOOD, *CONTENT) for marks, name in zip(form, primary, strict=True)]
         self._content = _classifier(self.seed).fit(signals[clear], primary[clear])
-        self._subtype, self._severity = {}, {}
-        for category in CATEGORIES:
-            labels = [next((x for x in one if x["category"] == category), None) for one in judged.labels]
-            has = [label is not None for label in labels]
-            kinds = [label["subtype"] for label in labels if label]
-            if category in CONTENT:
-                model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=3000))
-                self._subtype[category] = model.fit(signals[has], kinds)
+        self._subtype = {}
+        for category in CONTENT:  # but for what breaks off, which the rules see
+            own = [
+                next((x for x in one if x["category"] == category and x["subtype"] != "truncated"), None)
+                for one in judged.labels
+            ]
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=3000))
+            kinds = [label["subtype"] for label in own if label]
+            self._subtype[category] = model.fit(signals[[label is not None for label in own]], kinds)
         worst = [max((label["severity"] for label in one), default=0) for one in judged.labels]
         self._severity = _rater(self.seed).fit(signals, worst)
         self._raters = {name: _rater(self.seed).fit(signals, [one[name] for one in judged.ratings]) for name in RATINGS}
         return self
 
     def judge(self, items: Sequence[Item]) -> "pd.DataFrame":
-        """One row per item: `labels` as in the judged answers (category, subtype, severity 1 to 3, evidence), the four ratings
-        (1 to 5), `points` (chance of each key point to be covered) and the classifier's chances of `CONTENT` and 'good'.
+        """One row per item: `labels` as in the judged answers (category, subtype, severity, evidence), the four ratings (1 to 5),
+        and `points`, a score from 0 to 1 for each key point to be stated.
+
+        Of the categories of `CONTENT` an answer gets the likeliest alone. The severity, 1 to 3, is that of its worst error and
+        the same in all its labels.
 
         An answer of more than `signals.MOST_WORDS` words is read for its meaning up to there.
 
@@ -122,7 +126,8 @@ class Judge:
         labels = []
         for i, (item, marks) in enumerate(zip(items, form, strict=True)):
             found = dict(marks)
-            if chosen[i] != GOOD and (sure[i] or not marks):  # of a breach of form, content is harder to read
+            # where the form is broken, what an answer says is harder to tell
+            if chosen[i] != GOOD and (sure[i] or not marks) and chosen[i] not in {category for category, _ in marks}:
                 found[chosen[i], str(kinds[chosen[i]][i])] = self._evidence(chosen[i], item)
             labels.append(
                 [
@@ -132,7 +137,7 @@ class Judge:
             )
         rated = {name: rater.predict(signals) for name, rater in self._raters.items()}
         by_item = points.covered.groupby("item").agg(list)
-        return pd.DataFrame({"labels": labels, "points": by_item.to_numpy()} | rated).join(chances)
+        return pd.DataFrame({"labels": labels, "points": by_item.to_numpy()} | rated)
 
     def _embed(self, items: Sequence[Item]) -> None:
         """All that will be asked for, in large batches."""
@@ -147,11 +152,8 @@ class Judge:
         found = breaches(item.answer, item.question, self.corpus.vocabulary)
         lines = read(item)
         if len(lines) > 3 and not any(category == "repetitive" for category, _ in found):
-            likeness = self.texts.vectors(lines) @ self.texts.vectors(lines).T
-            before = np.tril(likeness, -1).max(1)
-            share = np.array([len(line.split()) for line in lines]) / sum(len(line.split()) for line in lines)
-            usual = likeness[np.triu_indices(len(lines), 1)].mean()
-            often = (before > 0.7).sum() > 2 or share[before > 0.65].sum() > 0.3
+            before, share, usual = repetition(lines, self.texts.vectors(lines))
+            often = (before > AGAIN).sum() > 2 or share[before > NEARLY].sum() > 0.3
             if often or (usual > 0.37 and np.sort(before)[-3:].mean() > 0.595):
                 found["repetitive", "content"] = [lines[i] for i in np.argsort(-before)[:3]]
         return found
@@ -166,9 +168,8 @@ class Judge:
             contradicted=by_item.contradicted.mean(),
             contradicted_most=by_item.contradicted.max(),
         )
-        for category in CATEGORIES:
-            if category not in ("hallucination", "generic", "technical error", "off-topic"):
-                table[f"form: {category}"] = [float(any(name == category for name, _ in marks)) for marks in form]
+        for category in OF_FORM:
+            table[f"form: {category}"] = [float(any(name == category for name, _ in marks)) for marks in form]
         return table
 
     def _evidence(self, category: str, item: Item) -> list[str]:
@@ -193,10 +194,14 @@ def fitted(encoder, seed: int = 0) -> Judge:
 
 
 def items_of(table: "pd.DataFrame") -> list[Item]:
-    """Items of a table with answer, question and reference; where it has no key_points, the reference's sentences are these."""
-    if "key_points" not in table:
-        table = table.assign(key_points=[sentences(text) or [text] for text in table.reference])
-    return [Item(*row) for row in table[["answer", "question", "reference", "key_points"]].itertuples(index=False)]
+    """Items of a table with answer, question and reference; the reference's sentences stand for key points not listed."""
+    listed = table["key_points"] if "key_points" in table else [None] * len(table)
+    points = [
+        sentences(text) or [text] if own is None or isinstance(own, str | float) or not len(own) else [*own]
+        for own, text in zip(listed, table.reference, strict=True)
+    ]
+    rows = table[["answer", "question", "reference"]].itertuples(index=False)
+    return [Item(*row, own) for row, own in zip(rows, points, strict=True)]
 
 
 def categories_of(labels: Sequence[Sequence[dict]]) -> "pd.DataFrame":

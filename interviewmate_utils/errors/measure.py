@@ -108,7 +108,7 @@ def zero_effort(items: Sequence[Item], categories: Sequence[str]) -> "pd.DataFra
     return pd.DataFrame(rows, columns=[*categories])
 
 
-def encoder_found(texts: Texts, train: "pd.DataFrame", judged: "pd.DataFrame", seed: int = 0) -> "pd.DataFrame":
+def encoder_found(texts: Texts, train: "pd.DataFrame", judged: "pd.DataFrame") -> "pd.DataFrame":
     """What an encoder classifier finds: logistic regression on embeddings of the answer and its products with question and
     reference, fitted to the primary categories of `train`; the likeliest category of each answer in `judged`."""
     import numpy as np
@@ -120,6 +120,6 @@ def encoder_found(texts: Texts, train: "pd.DataFrame", judged: "pd.DataFrame", s
         )
         return np.hstack([said, said * asked * 10, said * known * 10])  # products are a tenth as large
 
-    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000, random_state=seed)
+    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000)
     chosen = model.fit(rows(train), train.primary.fillna(GOOD)).predict(rows(judged))
     return categories_of([[] if name == GOOD else [{"category": name}] for name in chosen])

@@ -34,7 +34,7 @@ REMEDIES = {
 
 
 def suggest(labels: "pd.DataFrame", shares: "pd.DataFrame", least: float = 0.05) -> "pd.DataFrame":
-    """A remedy for each category whose share is surely above `least`, most frequent first.
+    """A remedy for each category whose share has an interval above `least`, most frequent first.
 
     `shares`: `mean`, `low` and `high` of each category (index).
     `labels`: one row per label found, with `category` and `subtype`; the remedy is that of the category's commonest subtype.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_WORDS = 1000  # of an answer that are read for their meaning; the rest of a longer one only counts as length
+AGAIN, NEARLY = 0.7, 0.65  # cosines of MiniLM from which on two sentences say the same
 _NUMBER = re.compile(r"(?<![A-Za-z])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 _NAME = re.compile(r"(?<=[a-z,;:] )[A-Z][A-Za-z-]{2,}")  # a capital within a sentence
 _SOURCE = re.compile(
@@ -108,8 +109,17 @@ class Corpus:
 
 def read(item: Item) -> list[str]:
     """Sentences of an answer that are read for their meaning; '-' for an empty one."""
-    start = " ".join(item.answer.split()[:MOST_WORDS]) if len(item.answer.split()) > MOST_WORDS else item.answer
+    start = re.match(rf"\s*(?:\S+\s*){{0,{MOST_WORDS}}}", item.answer).group()
     return sentences(start) or [start.strip()[:2000] or "-"]
+
+
+def repetition(lines: Sequence[str], vectors: "np.ndarray") -> "tuple[np.ndarray, np.ndarray, float]":
+    """Of each sentence the greatest cosine to one before it and its share of the words; the mean cosine of all pairs."""
+    import numpy as np
+
+    likeness, sizes = vectors @ vectors.T, np.array([len(line.split()) for line in lines], float)
+    pairs = likeness[np.triu_indices(len(lines), 1)]
+    return np.tril(likeness, -1).max(1), sizes / sizes.sum(), float(pairs.mean()) if len(pairs) else 0.0
 
 
 def content_words(text: str) -> list[str]:
@@ -179,13 +189,11 @@ def _meaning(item: Item, texts: Texts, corpus: Corpus) -> dict[str, float]:
     lines, sources = read(item), sentences(item.reference) or [item.reference]
     parts, source, points = texts.vectors(lines), texts.vectors(sources), texts.vectors(item.key_points)
     whole, asked, known = texts.vectors([" ".join(lines), item.question, item.reference])
+    before, share, usual = repetition(lines, parts)
     sizes = np.array([len(line.split()) for line in lines], float)
-    share = sizes / sizes.sum()
     support, near_point, to_question = parts @ source.T, parts @ points.T, parts @ asked
     relevant = np.maximum(np.maximum(to_question, near_point.max(1)), support.max(1))
     best_point = near_point.max(0)
-    alike = np.tril(parts @ parts.T, -1).max(1) if len(lines) > 1 else np.zeros(1)  # to what was said before
-    pairs = (parts @ parts.T)[np.triu_indices(len(parts), 1)] if len(lines) > 1 else np.zeros(1)
     clear = [(line, sources[row.argmax()]) for line, row in zip(lines, support, strict=True) if row.max() > 0.5]
     given = numbers(" ".join((item.question, item.reference, *item.key_points)))
     nearest = near_point.argmax(1)
@@ -205,10 +213,10 @@ def _meaning(item: Item, texts: Texts, corpus: Corpus) -> dict[str, float]:
         "dominant_point": max(share[nearest == p].sum() for p in range(len(points))),
         "opposed": float(sum(len(polarity(one) ^ polarity(other)) for one, other in clear)),
         "numbers_differ": float(sum(bool(numbers(one) - given) for one, _ in clear)),
-        "said_before": float((alike > 0.7).sum()),
-        "said_before_share": float(share[: len(alike)][alike > 0.65].sum()),
-        "said_before_most": float(np.sort(alike)[-2:].mean()),
-        "alike": float(pairs.mean()),
+        "said_before": float((before > AGAIN).sum()),
+        "said_before_share": float(share[before > NEARLY].sum()),
+        "said_before_most": float(np.sort(before)[-2:].mean()),
+        "alike": usual,
     }
     return found | _place(item, texts, corpus, whole, parts, known)
 

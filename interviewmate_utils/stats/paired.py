@@ -51,6 +51,7 @@ def mean_interval(
         return float(scores.mean()), float(scores.mean())
     few = len(sums) - 1
     level = 1 - 2 * stats.norm.cdf(-np.sqrt(len(sums) / few) * stats.t.ppf(0.975, few))
+    level = min(level, 1 - 1e-9)  # of two items it would round to 1, of which BCa makes nothing
     options = {"n_resamples": resamples, "method": "BCa", "confidence_level": level, "rng": np.random.default_rng(seed)}
     if clusters is None:
         found = stats.bootstrap((scores,), np.mean, **options)

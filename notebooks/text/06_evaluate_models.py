@@ -266,10 +266,10 @@ plots.save(fig, "groups", params.output)
 # %% [markdown]
 # ## Answer quality, as far as it can be rated
 #
-# Accuracy (key points stated, contradicted), relevance, completeness and tone, 1 to 5 each, rated by a small model that was fitted to the development
-# half of the judged answers (`07_analyse_errors` shows what it is made of). A rating is worth what its rank correlation with the
-# authors' ratings on other answers is worth, so that stands above each panel: on the test half, and on 100 real outputs, which are nearer to
-# these answers (nan: all of those were rated alike). Where it is low, or its interval wide, do not read the panel.
+# Accuracy, relevance, completeness and tone, 1 to 5 each, estimated by a small model from the signals of `07_analyse_errors`: key points
+# stated and contradicted, and others. A rating is worth what its rank correlation with the authors' ratings on other answers is worth, so
+# that stands above each panel: on the test half, where answers were written to be good or bad, which flatters it, and on 100 real outputs,
+# which are nearer to these (nan: all of them were rated alike). Where it is low, or its interval wide, do not read the panel.
 
 # %%
 judging, valid = judge.fitted(encoder_model, params.seed), {}
@@ -291,9 +291,8 @@ for ax, name in zip(axes, judge.RATINGS, strict=True):
     shown = stats.mean_intervals(ratings[name].unstack("system")[names], params.resamples, params.seed)
     plots.interval_bars(shown, "mean", "low", "high", "", ax)
     half, real = (table.loc[name] for table in valid.values())
-    ax.set_title(
-        f"{name}\ntest half: {half.correlation:.2f} ({half.low:.2f} to {half.high:.2f})\nreal outputs: {real.correlation:.2f}"
-    )
+    said = [f"{row.correlation:.2f} ({row.low:.2f} to {row.high:.2f})" for row in (half, real)]
+    ax.set_title(f"{name}\ntest half: {said[0]}\nreal: {said[1]}", fontsize=10)
 fig.supxlabel("rating, 1 to 5 (mean over questions, 95 % BCa interval); above, its rank correlation with the authors' ratings")
 plots.save(fig, "ratings", params.output)
 
