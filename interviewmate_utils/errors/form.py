@@ -18,7 +18,8 @@ _ECHO = re.compile(r"^[ \t]*(?:Question|Answer|Q|A|User|Assistant|System|Intervi
 _MARKUP = re.compile(r"</?[a-z]+[^<>]*>|&(?:[a-z]+|#\d+);|\\(?:[a-zA-Z]+\b|[()\[\]])|\$(?![\d\s])[^$\n]{1,80}\$")
 _MOJIBAKE = re.compile(r"Ã.|â€.?|Â[^\w\s]?(?=\s|\W)|\ufffd|\\u[0-9a-f]{4}")
 _OTHER_SCRIPT = re.compile(r"[\u0400-\u052f\u0590-\u06ff\u0900-\u0dff\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
-_SPACING = re.compile(r"[a-z]{2,}[,;?!][A-Za-z]{2,}|[a-z]{3,}\.[A-Z][a-z]+|\w* [.,;](?=\w)\w+")
+# from the start of a word alone: a word of 200,000 letters must not be tried from each of them
+_SPACING = re.compile(r"(?<![a-z])[a-z]{2,}(?:[,;?!][A-Za-z]{2,}|\.[A-Z][a-z]+)|(?:\b\w+)? [.,;](?=\w)\w+")
 _EMOJI = re.compile(r"[\U0001F300-\U0001FAFF\u2600-\u27BF]")
 _COLLOQUIAL = re.compile(
     r"\b(?:kinda|sorta|gonna|wanna|gotta|lemme|dunno|ain't|y'all|lol|lmao|omg|btw|tbh|imho|yeah|yep|yup|nope|nah|ooh|oops|ouch|"
@@ -122,7 +123,7 @@ def _style(text: str, vocabulary: Mapping[str, int]) -> list[str]:
     casual, bookish = _COLLOQUIAL.findall(text), _BOOKISH.findall(text)
     shouted = [line for line in lines if line.endswith("!")]
     clipped = [line for line in lines if len(line.split()) < 5]
-    rare = [word for word in said if word.isalpha() and vocabulary.get(word, 0) < 3]
+    rare = [word for word in WORD.findall(text) if word.isalpha() and vocabulary.get(word.lower(), 0) < 3]
     lecturing = [line for line in lines if re.search(r"\byou(?:r|rself)?\b", line, re.IGNORECASE)]
     telegraphic = len(clipped) / max(1, len(lines)) > 0.22 and sum(map(is_stop_word, said)) / len(said) < 0.3
     return [

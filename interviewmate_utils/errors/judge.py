@@ -90,8 +90,8 @@ class Judge:
         return self
 
     def judge(self, items: Sequence[Item]) -> "pd.DataFrame":
-        """One row per item: `labels` as in the judged answers (category, subtype, severity, evidence), the four ratings (1 to 5),
-        and `points`, a score from 0 to 1 for each key point to be stated.
+        """One row per item: `labels` as in the judged answers (category, subtype, severity, evidence), the four ratings,
+        1 to 5, and `points`, a score from 0 to 1 for each key point to be stated.
 
         Of the categories of `CONTENT` an answer gets the likeliest alone. The severity, 1 to 3, is that of its worst error and
         the same in all its labels.

@@ -198,7 +198,7 @@ if "subfield" in known:
     where = runs.groupby(runs.question.map(fields))[names].mean()
     where.index = [f"{name} (n = {(fields == name).sum()})" for name in where.index]
     sns.heatmap(where, annot=True, fmt=".2f", cmap="cividis", vmin=0, vmax=1, cbar_kws={"label": "share"}, ax=right)
-right.set(ylabel="", xlabel="found")
+    right.set(ylabel="", xlabel="found")
 else:
     right.axis("off")
 plots.save(fig, "together", params.output)
