@@ -61,8 +61,9 @@ search: setup  ## search hyperparameters: 12 trials, the best judged against run
 	  -- reports/$(PROFILE)/05_search_hyperparameters_full.ipynb
 	@$(PY) -m interviewmate_utils.site $(PROFILE)
 
-bench: setup  ## measure speed and memory: start-up, a full-size Falcon, a million rows (about an hour on two cores)
+bench: setup  ## measure speed and memory: statistics, start-up, a full-size Falcon, a million rows (about an hour on two cores)
 	@$(PIP) install $(SOURCE) -c requirements.lock -e '.[bench]' | $(SHORT)
+	@OMP_NUM_THREADS=1 $(PY) tests/bench_stats.py
 	@$(PY) tests/bench_start.py
 	@$(PY) tests/bench_falcon.py
 	@$(PY) tests/bench_prepare_data.py
