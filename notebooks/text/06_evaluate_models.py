@@ -269,7 +269,8 @@ plots.save(fig, "groups", params.output)
 # Accuracy, relevance, completeness and tone, 1 to 5 each, estimated by a small model from the signals of `07_analyse_errors`: key points
 # stated and contradicted, and others. A rating is worth what its rank correlation with the authors' ratings on other answers is worth, so
 # that stands above each panel: on the test half, where answers were written to be good or bad, which flatters it, and on 100 real outputs,
-# which are nearer to these (nan: all of them were rated alike). Where it is low, or its interval wide, do not read the panel.
+# which are nearer to these (nan: all of them were rated alike). Where it is low, or its interval wide, do not read the panel. A grey one
+# has not been shown to say anything about real outputs.
 
 # %%
 judging, valid = judge.fitted(encoder_model, params.seed), {}
@@ -293,6 +294,7 @@ for ax, name in zip(axes, judge.RATINGS, strict=True):
     half, real = (table.loc[name] for table in valid.values())
     said = [f"{row.correlation:.2f} ({row.low:.2f} to {row.high:.2f})" for row in (half, real)]
     ax.set_title(f"{name}\ntest half: {said[0]}\nreal: {said[1]}", fontsize=10)
+    ax.set_facecolor("white" if real.low > 0 else "lightgray")
 fig.supxlabel("rating, 1 to 5 (mean over questions, 95 % BCa interval); above, its rank correlation with the authors' ratings")
 plots.save(fig, "ratings", params.output)
 
