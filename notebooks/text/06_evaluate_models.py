@@ -14,7 +14,7 @@
 #
 # **In:** the test part (`01_prepare_data`), the base model, each run's weights from each of its seeds (`04_train_lora`), good answers
 # that were written in other words than ours (`data/raw/judged_answers.jsonl`).
-# **Out:** every answer, its scores, and paired verdicts. **Needs:** about 5 minutes and 2 GB with the embedded model.
+# **Out:** every answer, its scores, and paired verdicts. **Needs:** about 7 minutes and 2 GB with the embedded model.
 
 # %%
 import math
