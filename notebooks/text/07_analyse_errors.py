@@ -206,11 +206,12 @@ plots.save(fig, "together", params.output)
 # %% [markdown]
 # ### The hardest questions
 #
-# By the share of a question's key points found, mean over the answers of all systems that generate.
+# By the score of a question's key points (0 to 1; from 0.5 on a point counts as stated), mean over the answers of all systems that
+# generate.
 
 # %%
 generated = long[long.system != "retrieval"]
-covered = generated.points.map(lambda chances: np.mean(np.array(chances) > 0.5)).groupby(generated.question).mean()
+covered = generated.points.map(np.mean).groupby(generated.question).mean()
 worst = known.loc[covered.nsmallest(8).index, [n for n in ("subfield", "difficulty") if n in known]]
 plots.show_texts(worst.assign(covered=covered.round(2)).reset_index(), ["question", *worst.columns, "covered"])
 
