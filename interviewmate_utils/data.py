@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import PREPARED, replacing
+from .config import PREPARED, ROOT, TERMS, replacing
 from .rows import ANSWER, ID, PARENT, QUESTION
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ def load_parts(folder: Path) -> "DatasetDict":
     if not (folder / "dataset_dict.json").exists():
         raise FileNotFoundError(f"{folder}: no prepared corpus; run notebooks/01_prepare_data.ipynb with this profile first")
     return load_from_disk(str(folder))
+
+
+def read_terms() -> list[str]:
+    """Technical terms of the field, as tracked in `data/raw/technical_terms.txt`."""
+    return list(filter(None, (ROOT / TERMS).read_text(encoding="utf-8").splitlines()))
 
 
 def term_density(texts: Sequence[str], terms: Sequence[str]) -> list[float]:

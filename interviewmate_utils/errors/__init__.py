@@ -21,15 +21,21 @@ CATEGORIES = {
 OF_FORM = ("length mismatch", "incomplete", "repetitive", "format")  # mostly to be seen without knowing the subject
 
 
+def read_questions() -> list[dict]:
+    """The project's own questions, as they stand in the file: question, answer, key_points and the rest."""
+    return _read(config.QUESTIONS)
+
+
 def read_judged() -> "pd.DataFrame":
     """The judged answers, one row each, with `question`, `reference` and `key_points` of their question beside them."""
     import pandas as pd
 
-    asked = {
-        row["id"]: row for row in map(json.loads, (config.ROOT / config.QUESTIONS).read_text(encoding="utf-8").splitlines())
-    }
-    rows = [json.loads(line) for line in (config.ROOT / config.JUDGED).read_text(encoding="utf-8").splitlines()]
+    asked, rows = {row["id"]: row for row in read_questions()}, _read(config.JUDGED)
     for row in rows:
         own = asked[row["question_id"]]
         row |= {"question": own["question"], "reference": own["answer"], "key_points": own["key_points"]}
     return pd.DataFrame(rows)
+
+
+def _read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (config.ROOT / name).read_text(encoding="utf-8").splitlines()]

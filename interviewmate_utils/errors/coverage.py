@@ -1,6 +1,7 @@
 """Which of a question's key points an answer states, and which it contradicts: signals of each pair of both."""
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def _stems(text: str) -> set[str]:
+@cache
+def _stem(word: str) -> str:
     from nltk.stem import PorterStemmer
 
-    stem = PorterStemmer().stem
-    return {stem(word) for word in content_words(text)}
+    return PorterStemmer().stem(word)
+
+
+def _stems(text: str) -> set[str]:
+    return set(map(_stem, content_words(text)))
 
 
 def _spoken(lines: Sequence[str]) -> list[set[str]]:

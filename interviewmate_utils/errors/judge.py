@@ -3,15 +3,14 @@
 Built on the development half of the judged answers; what it is worth on the other half stands in `07_analyse_errors`.
 """
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from .. import config
-from . import CATEGORIES, OF_FORM, read_judged
+from .. import data
+from . import CATEGORIES, OF_FORM, read_judged, read_questions
 from .coverage import pair_signals, pairs
 from .form import breaches, sentences
-from .signals import AGAIN, NEARLY, Corpus, Item, Texts, features, read, repetition
+from .signals import AGAIN, NEARLY, Corpus, Item, Texts, features, read, repetition, sizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +21,7 @@ GOOD, FOLDS = "good", 10
 
 
 def _classifier(seed: int):
-    """Mean of two logistic regressions, one of them on ranks, and a forest: on 110 answers none is best for all categories."""
+    """Mean of two logistic regressions, one of them on ranks, and a forest: with so few answers none is best for all."""
     from sklearn.ensemble import ExtraTreesClassifier, VotingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -63,10 +62,8 @@ class Judge:
         by_pair = groups[told.index.get_level_values("item")]
         self._points, unseen = {}, {}
         for name in ("covered", "contradicted"):
-            model, marked = (
-                make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")),
-                pairs([*judged[name]], items),
-            )
+            model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+            marked = pairs([*judged[name]], items)
             # as it will be of new answers: by a model that has not seen the question
             unseen[name] = cross_val_predict(model, told, marked, groups=by_pair, cv=folds, method="predict_proba")[:, 1]
             self._points[name] = model.fit(told, marked)
@@ -152,8 +149,8 @@ class Judge:
         found = breaches(item.answer, item.question, self.corpus.vocabulary)
         lines = read(item)
         if len(lines) > 3 and not any(category == "repetitive" for category, _ in found):
-            before, share, usual = repetition(lines, self.texts.vectors(lines))
-            often = (before > AGAIN).sum() > 2 or share[before > NEARLY].sum() > 0.3
+            (before, usual), size = repetition(self.texts.vectors(lines)), sizes(lines)
+            often = (before > AGAIN).sum() > 2 or (size / size.sum())[before > NEARLY].sum() > 0.3
             if often or (usual > 0.37 and np.sort(before)[-3:].mean() > 0.595):
                 found["repetitive", "content"] = [lines[i] for i in np.argsort(-before)[:3]]
         return found
@@ -188,9 +185,8 @@ class Judge:
 def fitted(encoder, seed: int = 0) -> Judge:
     """A judge with the project's questions and terms, fitted to the development half of the judged answers."""
     texts, judged = Texts(encoder), read_judged()
-    rows = [json.loads(line) for line in (config.ROOT / config.QUESTIONS).read_text(encoding="utf-8").splitlines()]
-    terms = [line for line in (config.ROOT / config.TERMS).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return Judge(texts, Corpus(rows, terms, texts), seed).fit(judged[judged.part == "development"].reset_index(drop=True))
+    corpus = Corpus(read_questions(), data.read_terms(), texts)
+    return Judge(texts, corpus, seed).fit(judged[judged.part == "development"].reset_index(drop=True))
 
 
 def items_of(table: "pd.DataFrame") -> list[Item]:

@@ -55,6 +55,11 @@ class Item(NamedTuple):
     reference: str
     key_points: Sequence[str]
 
+    @property
+    def given(self) -> str:
+        """All that is known of the question, in one text."""
+        return " ".join((self.question, self.reference, *self.key_points))
+
 
 class Texts:
     """Embeddings of texts by `encoder` (see `similarity.load_encoder`), each made once."""
@@ -97,10 +102,11 @@ class Corpus:
         self._size = len(rows)
         longest_first = sorted(map(re.escape, terms), key=len, reverse=True)
         self.terms = re.compile(rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])", re.IGNORECASE)
-        self.questions, self.references = [row["question"] for row in rows], [row["answer"] for row in rows]
-        points = [(i, point) for i, row in enumerate(rows) for point in row["key_points"]]
-        self.point_of, self.points = [i for i, _ in points], [point for _, point in points]
-        texts.add([*self.questions, *self.references, *self.points])
+        questions, references = [row["question"] for row in rows], [row["answer"] for row in rows]
+        points = [point for row in rows for point in row["key_points"]]
+        texts.add([*questions, *references, *points])  # at once, then as matrices, (texts, dimensions)
+        self.questions, self.references, self.points = map(texts.vectors, (questions, references, points))
+        self.point_of = [i for i, row in enumerate(rows) for _ in row["key_points"]]
 
     def rarity(self, word: str) -> float:
         """Inverse document frequency of a word among the corpus's answers, in nats."""
@@ -113,13 +119,20 @@ def read(item: Item) -> list[str]:
     return sentences(start) or [start.strip()[:2000] or "-"]
 
 
-def repetition(lines: Sequence[str], vectors: "np.ndarray") -> "tuple[np.ndarray, np.ndarray, float]":
-    """Of each sentence the greatest cosine to one before it and its share of the words; the mean cosine of all pairs."""
+def sizes(lines: Sequence[str]) -> "np.ndarray":
+    """Words of each sentence."""
     import numpy as np
 
-    likeness, sizes = vectors @ vectors.T, np.array([len(line.split()) for line in lines], float)
-    pairs = likeness[np.triu_indices(len(lines), 1)]
-    return np.tril(likeness, -1).max(1), sizes / sizes.sum(), float(pairs.mean()) if len(pairs) else 0.0
+    return np.array([len(line.split()) for line in lines], float)
+
+
+def repetition(vectors: "np.ndarray") -> "tuple[np.ndarray, float]":
+    """Of each sentence the greatest cosine to one before it; the mean cosine of all pairs."""
+    import numpy as np
+
+    likeness = vectors @ vectors.T
+    pairs = likeness[np.triu_indices(len(vectors), 1)]
+    return np.tril(likeness, -1).max(1), float(pairs.mean()) if len(pairs) else 0.0
 
 
 def content_words(text: str) -> list[str]:
@@ -148,12 +161,11 @@ def features(items: Sequence[Item], texts: Texts, corpus: Corpus) -> "pd.DataFra
 def _wording(item: Item, corpus: Corpus) -> dict[str, float]:
     said, text, lines = words(item.answer), item.answer.lower(), sentences(item.answer)
     count, told = max(1, len(said)), content_words(item.answer)
-    given = " ".join((item.question, item.reference, *item.key_points))
-    strange = numbers(item.answer) - numbers(given)
-    here, there, asked = (set(content_words(part)) for part in (item.answer, item.reference, item.question))
+    given, strange = item.given.lower(), numbers(item.answer) - numbers(item.given)
+    here, there, asked = set(told), set(content_words(item.reference)), set(content_words(item.question))
     found, meant = ({term.lower() for term in corpus.terms.findall(part)} for part in (item.answer, item.reference))
     capitals = _NAME.findall(item.answer)
-    names = {name for name in capitals if name.lower() not in given.lower() and not corpus.terms.fullmatch(name)}
+    names = {name for name in capitals if name.lower() not in given and not corpus.terms.fullmatch(name)}
     rarity = sorted((corpus.rarity(word) for word in told), reverse=True)
     return {
         "length_ratio": math.log((len(said) + 1) / (len(words(item.reference)) + 1)),
@@ -189,13 +201,13 @@ def _meaning(item: Item, texts: Texts, corpus: Corpus) -> dict[str, float]:
     lines, sources = read(item), sentences(item.reference) or [item.reference]
     parts, source, points = texts.vectors(lines), texts.vectors(sources), texts.vectors(item.key_points)
     whole, asked, known = texts.vectors([" ".join(lines), item.question, item.reference])
-    before, share, usual = repetition(lines, parts)
-    sizes = np.array([len(line.split()) for line in lines], float)
+    (before, usual), size = repetition(parts), sizes(lines)
+    share = size / size.sum()
     support, near_point, to_question = parts @ source.T, parts @ points.T, parts @ asked
     relevant = np.maximum(np.maximum(to_question, near_point.max(1)), support.max(1))
     best_point = near_point.max(0)
     clear = [(line, sources[row.argmax()]) for line, row in zip(lines, support, strict=True) if row.max() > 0.5]
-    given = numbers(" ".join((item.question, item.reference, *item.key_points)))
+    given = numbers(item.given)
     nearest = near_point.argmax(1)
     found = {
         "like_question": float(whole @ asked),
@@ -207,7 +219,7 @@ def _meaning(item: Item, texts: Texts, corpus: Corpus) -> dict[str, float]:
         "reference_least": float(support.max(0).min()),
         "point_least": float(best_point.min()),
         "irrelevant": float(share[relevant < 0.45].sum()),
-        "irrelevant_words": float(sizes[relevant < 0.4].sum()),
+        "irrelevant_words": float(size[relevant < 0.4].sum()),
         "relevance_least": float(relevant.min()),
         "relevance_end": float(relevant[-3:].mean()),
         "dominant_point": max(share[nearest == p].sum() for p in range(len(points))),
@@ -226,14 +238,14 @@ def _place(item: Item, texts: Texts, corpus: Corpus, whole, parts, known) -> dic
     import numpy as np
 
     said = texts.spans(read(item))
-    to_points = (texts.vectors(corpus.points) @ said.T).max(1)
+    to_points = (corpus.points @ said.T).max(1)
     by_question = np.bincount(corpus.point_of, to_points) / np.bincount(corpus.point_of)
     own = {
-        "question": (texts.vectors(corpus.questions) @ whole, float(texts.vectors([item.question])[0] @ whole)),
-        "reference": (texts.vectors(corpus.references) @ whole, float(known @ whole)),
+        "question": (corpus.questions @ whole, float(texts.vectors([item.question])[0] @ whole)),
+        "reference": (corpus.references @ whole, float(known @ whole)),
         "points": (by_question, float((texts.vectors(item.key_points) @ said.T).max(1).mean())),
     }
     ranks = {f"rank_by_{name}": float(np.log1p((others > mine + 1e-6).sum())) for name, (others, mine) in own.items()}
     margins = {f"margin_by_{name}": mine - float(others.max()) for name, (others, mine) in own.items()}
-    nearer = (texts.vectors(corpus.references) @ parts.T > known @ parts.T + 1e-6).sum(0)
+    nearer = (corpus.references @ parts.T > known @ parts.T + 1e-6).sum(0)
     return ranks | margins | {"rank_by_sentence": float(np.log1p(nearer).mean())}

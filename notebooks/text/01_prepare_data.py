@@ -193,10 +193,9 @@ coverage
 # tracked glossary `data/raw/technical_terms.txt` per 100 words; it measures vocabulary, not correctness.
 
 # %%
-terms = (ROOT / "data/raw/technical_terms.txt").read_text().split("\n")
 frame["question_chars"] = [len(row[data.QUESTION]) for row in rows]
 frame["answer_words"] = [len(row[data.ANSWER].split()) for row in rows]
-frame["term_density"] = data.term_density([row[data.ANSWER] for row in rows], [t for t in terms if t])
+frame["term_density"] = data.term_density([row[data.ANSWER] for row in rows], data.read_terms())
 summary = frame[["question_chars", "answer_words", "term_density"]].describe().loc[["min", "25%", "50%", "75%", "max"]]
 summary.round(1)
 

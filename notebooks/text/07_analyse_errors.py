@@ -56,7 +56,7 @@ plots.show_texts(counts, list(counts.columns))
 # ## How well errors are found
 #
 # Rules find what breaks the form (length, breaking off, loops, markup, register) and show the passage. What an answer says is judged
-# by a small classifier on sixty signals: which key points are stated or contradicted, terms and numbers that the reference does not
+# by a small classifier on signals of it: which key points are stated or contradicted, terms and numbers that the reference does not
 # know, likeness to this and to other questions. Both were built on the development half. The test half has other questions.
 
 # %%
@@ -78,7 +78,7 @@ scope = (test.question_id, params.resamples, params.seed)
 detected = {name: measure.detection(marked["test"], table, *scope) for name, table in found.items()}
 fig, ax = plt.subplots(figsize=(8, 4.6))
 for k, (name, part) in enumerate(detected.items()):
-    places, bars = np.arange(len(part)) + 0.25 * (k - 1), [part.value - part.low, part.high - part.value]
+    places, bars = np.arange(len(part)) + 0.25 * (k - 1), np.clip([part.value - part.low, part.high - part.value], 0, None)
     ax.errorbar(part.value, places, xerr=bars, fmt="osD"[k], color=plots.PALETTE[k], label=name, capsize=2)
 ax.set_yticks(range(len(part)), part.index)
 ax.set(xlabel="F1 on the test half, share for the last line (95 % interval)", xlim=(-0.02, 1.02), ylim=(len(part) - 0.5, -0.5))
@@ -249,7 +249,7 @@ display(Markdown(f"For **{best}**:"), plots.show_texts(advice, list(advice.colum
 #   real outputs above are all of a tiny model. How much is found in a good model's answers was not measured.
 # - The good answers of both halves share a terse voice, so good answers in another voice may be accused more often.
 # - The marks are a language model's. F1 says how far we agree with it.
-# - The classifier learnt from 110 answers. Subtypes of content and severity are rough.
+# - The classifier learnt from the development half alone, few answers of each category. Subtypes of content and severity are rough.
 # - Usual words, terms and neighbouring questions are those of this project's 302 questions, and the limits of likeness are MiniLM's: with
 #   questions of your own or another encoder, measure first. Where questions list no key points, the reference's sentences are these.
 # - With the embedded model these shares show the method; none is Falcon-RW-1B's.
