@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import PREPARED, ROOT, TERMS, replacing
+from . import config
+from .config import PREPARED, replacing
 from .rows import ANSWER, ID, PARENT, QUESTION
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def load_parts(folder: Path) -> "DatasetDict":
 
 def read_terms() -> list[str]:
     """Technical terms of the field, as tracked in `data/raw/technical_terms.txt`."""
-    return list(filter(None, (ROOT / TERMS).read_text(encoding="utf-8").splitlines()))
+    return list(filter(None, (config.ROOT / config.TERMS).read_text(encoding="utf-8").splitlines()))
 
 
 def term_density(texts: Sequence[str], terms: Sequence[str]) -> list[float]:
